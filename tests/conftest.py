@@ -1,0 +1,48 @@
+"""Fixtures shared by all tests: the golden numbers of the reference implementations and the real clips."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+GOLDEN = Path(__file__).resolve().parent / "golden"
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def golden_small() -> dict:
+    """Tokens, metrics and BertAdam steps of the reference implementations."""
+    return json.loads((GOLDEN / "peer_small.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def golden_frames() -> dict:
+    """Frame counts, chosen frames and sha256 of the pixels of the real clips."""
+    return json.loads((GOLDEN / "peer_frames.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def golden_parity() -> dict[str, np.ndarray]:
+    """Inputs, weights, outputs and gradient norms of the reference models."""
+    with np.load(GOLDEN / "peer_parity.npz") as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+@pytest.fixture(scope="session")
+def real_clips() -> Path:
+    """Folder of the real clips; skips where the checkout has no shared data beside it."""
+    folder = SHARED_DATA / "real_clips"
+    if not folder.is_dir():
+        pytest.skip(f"the real clips are not part of the repository and {folder} does not exist")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_annotations() -> Path:
+    """Folder of the real, full-size annotation files; skips where it is absent."""
+    folder = SHARED_DATA / "annotations"
+    if not folder.is_dir():
+        pytest.skip(f"the real annotation files are not part of the repository and {folder} does not exist")
+    return folder
