@@ -1,0 +1,150 @@
+"""The one place that builds a DataLoader: `DATALOADER_DICT[data set][split]`, and the loaders of an evaluation.
+
+To add a data set, write its reader, `read_split(args, subset) -> Annotations`, and give it a line at the end.
+"""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+
+import cv2
+import torch
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
+
+from dataloaders import dataloader_msrvtt_retrieval
+from dataloaders.annotations import Annotations
+from dataloaders.rawvideo_util import RawVideoExtractor
+from dataloaders.retrieval_dataset import RetrievalDataset
+
+logger = logging.getLogger(__name__)
+
+ReadSplit = Callable[..., Annotations]
+
+
+class EpochSampler(DistributedSampler):
+    """A DistributedSampler whose `set_epoch` reaches the data set too, and its workers: each epoch starts new ones."""
+
+    def set_epoch(self, epoch: int) -> None:
+        super().set_epoch(epoch)
+        self.dataset.set_epoch(epoch)
+
+
+def build_train_loader(
+    read_split: ReadSplit, every_caption: Callable[..., bool], args, tokenizer, image_resolution: int = 224
+) -> tuple[DataLoader, int, EpochSampler]:
+    """The shuffled loader of this process, the number of samples of all processes, and the sampler.
+
+    The sampler drops what does not divide by the number of processes, and the loader what does not fill a batch, so
+    that no sample occurs twice in an epoch: a repeated video would be its own negative.
+
+    Raises ValueError where the split has fewer samples than `--batch_size`, or that does not divide.
+    """
+    rank, world_size = _rank_and_world_size()
+    shares = world_size * args.gradient_accumulation_steps
+    if args.batch_size < 1 or args.batch_size % shares:
+        raise ValueError(
+            f"--batch_size {args.batch_size} must be a positive multiple of {world_size} processes x "
+            f"{args.gradient_accumulation_steps} --gradient_accumulation_steps"
+        )
+    dataset = _build_dataset(
+        read_split(args, "train"), args, tokenizer, image_resolution, args.train_frame_order, every_caption(args)
+    )
+    _log_counts("train", dataset, rank)
+    if len(dataset) < args.batch_size:
+        raise ValueError(
+            f"the training split has {len(dataset)} samples, fewer than one batch (--batch_size {args.batch_size}): "
+            "an epoch would have no steps"
+        )
+    sampler = EpochSampler(dataset, num_replicas=world_size, rank=rank, shuffle=True, seed=args.seed, drop_last=True)
+    loader = _build_loader(dataset, args.batch_size // shares, args.num_thread_reader, sampler=sampler, drop_last=True)
+    return loader, len(dataset), sampler
+
+
+def build_evaluation_loader(
+    read_split: ReadSplit, args, tokenizer, subset: str = "test", image_resolution: int = 224
+) -> tuple[DataLoader, int]:
+    """A loader of all (caption, video) pairs in order, the same in every process, and their number."""
+    annotations = read_split(args, subset)
+    dataset = _build_dataset(annotations, args, tokenizer, image_resolution, args.eval_frame_order, True)
+    _log_counts(subset, dataset, _rank_and_world_size()[0])
+    return _build_loader(dataset, args.batch_size_val, args.num_thread_reader), len(dataset)
+
+
+def evaluation_loaders(loader: DataLoader, rank: int = 0, world_size: int = 1) -> tuple[DataLoader, DataLoader]:
+    """Loaders of this rank's texts and of its distinct videos, from a loader over all pairs.
+
+    Text batches are `(input_ids, input_mask, segment_ids)`, video batches `(video, video_mask)`.  Both keep the order
+    of the data set and give this rank the items of `shard_bounds`, so joining the ranks' results in the order of the
+    ranks restores it: texts as the captions, videos as `loader.dataset.video_ids`.  A share may be empty.
+    """
+    views = loader.dataset.captions_only(), loader.dataset.videos_only()
+    shares = [Subset(view, range(*shard_bounds(len(view), rank, world_size))) for view in views]
+    text_loader, video_loader = (_build_loader(share, loader.batch_size, loader.num_workers) for share in shares)
+    return text_loader, video_loader
+
+
+def shard_bounds(length: int, rank: int, world_size: int) -> tuple[int, int]:
+    """First and one past the last item of a rank's contiguous share; the first `length % world_size` get one more."""
+    share, extra = divmod(length, world_size)
+    first = rank * share + min(rank, extra)
+    return first, first + share + (rank < extra)
+
+
+def prepare_worker(worker_id: int) -> None:
+    """Keeps a DataLoader worker to one thread: there are as many workers as cores are meant to be used."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+
+
+def _build_dataset(
+    annotations: Annotations, args, tokenizer, image_resolution: int, frame_order: int, every_caption: bool
+) -> RetrievalDataset:
+    return RetrievalDataset(
+        annotations,
+        tokenizer,
+        RawVideoExtractor(args.feature_framerate, image_resolution),
+        max_words=args.max_words,
+        max_frames=args.max_frames,
+        slice_framepos=args.slice_framepos,
+        frame_order=frame_order,
+        every_caption=every_caption,
+        seed=args.seed,
+    )
+
+
+def _build_loader(dataset: Dataset, batch_size: int, num_workers: int, sampler=None, drop_last=False) -> DataLoader:
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        sampler=sampler,
+        drop_last=drop_last,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=prepare_worker,
+    )
+
+
+def _log_counts(subset: str, dataset: RetrievalDataset, rank: int) -> None:
+    if rank == 0:
+        logger.info("%s: %s, %d samples", subset, dataset.annotations.count_line(), len(dataset))
+
+
+def _rank_and_world_size() -> tuple[int, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def _msrvtt_every_caption(args) -> bool:
+    return args.expand_msrvtt_sentences
+
+
+DATALOADER_DICT = {
+    "msrvtt": {
+        "train": partial(build_train_loader, dataloader_msrvtt_retrieval.read_split, _msrvtt_every_caption),
+        "val": partial(build_evaluation_loader, dataloader_msrvtt_retrieval.read_split),
+        "test": None,
+    },
+}
+"""By data set: `train(args, tokenizer, image_resolution=224) -> (loader, length, sampler)`, `val` and `test`
+`(args, tokenizer, subset="test", image_resolution=224) -> (loader, length)`; MSR-VTT's 1k-A split is its `val`."""

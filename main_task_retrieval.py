@@ -1,0 +1,440 @@
+"""Train and evaluate text-video retrieval: CLIP4Clip's heads and weighted token-wise interaction (WTI).
+
+    python main_task_retrieval.py --do_train --sim_header wti --output_dir runs/wti ...        one process
+    torchrun --nproc_per_node=4 main_task_retrieval.py --do_train ...                          several
+    python main_task_retrieval.py --do_eval --init_model runs/wti/pytorch_model.bin.4 ...      evaluation only
+
+Flags keep CLIP4Clip's names, types and defaults; `--help` lists them with what differs.
+"""
+
+import argparse
+import logging
+import math
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.distributed.elastic.multiprocessing.errors import record
+from torch.nn.parallel import DistributedDataParallel
+from tqdm.auto import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+import metrics
+import util
+from dataloaders.data_dataloaders import DATALOADER_DICT, evaluation_loaders
+from modules.checkpoint import load_optimizer, save_checkpoint
+from modules.file_utils import cached_path
+from modules.initialization import convert_clip_to_float16, describe_clip, freeze_clip_layers, read_state_dict
+from modules.modeling import (
+    AGG_MODULES,
+    CROSS_MODELS,
+    SIM_HEADERS,
+    TIGHT_HEADERS,
+    TOKEN_HEADERS,
+    CLIP4Clip,
+    CLIP4ClipConfig,
+)
+from modules.module_clip import LINEAR_PATCHES
+from modules.optimization import BertAdam, prepare_optimizer_groups
+from modules.retrieval import similarity_of_split
+from modules.token_interaction import WTI_ARCHITECTURES, WTI_PADDINGS
+from modules.tokenization_clip import SimpleTokenizer
+
+logger = logging.getLogger(__name__)
+
+PRECISIONS = ("clip_fp16", "fp32")
+MAX_LOGIT_SCALE = math.log(100)  # CLIP's bound: a larger scale makes the softmax, and its gradients, degenerate
+MAX_GRADIENT_NORM = 1.0
+
+
+class UnreadFlag(argparse.Action):
+    """A flag that CLIP4Clip parses and never reads: stored, and listed in the one warning line."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, True if self.nargs == 0 else values)
+        namespace.unread_flags = [*getattr(namespace, "unread_flags", []), option_string]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with every flag of CLIP4Clip, and ours."""
+    parser = argparse.ArgumentParser(
+        description="CLIP4Clip on Retrieval Task, with weighted token-wise interaction (WTI)",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add_run_flags(parser.add_argument_group("what to run"))
+    add_data_flags(parser.add_argument_group("data"))
+    add_model_flags(parser.add_argument_group("model"))
+    add_training_flags(parser.add_argument_group("training"))
+    add_unread_flags(parser.add_argument_group("accepted for CLIP4Clip's scripts, without effect"))
+    return parser
+
+
+def add_run_flags(group) -> None:
+    group.add_argument("--do_train", action="store_true", help="train, and evaluate after every epoch")
+    group.add_argument("--do_eval", action="store_true", help="evaluate the checkpoint of --init_model")
+    group.add_argument("--output_dir", type=str, required=True, help="folder for log.txt and checkpoints")
+    group.add_argument("--init_model", type=str, default=None, help="checkpoint (CLIP4Clip's, DRL's or ours) to start from")
+    group.add_argument("--resume_model", type=str, default=None, help="pytorch_opt.bin.N to go on from, with --init_model")
+    group.add_argument("--cache_dir", type=str, default="", help="folder for downloads")
+    group.add_argument("--seed", type=int, default=42, help="random seed")
+    group.add_argument("--n_display", type=int, default=100, help="log every N optimizer steps")
+    group.add_argument("--task_type", type=str, default="retrieval", choices=["retrieval"], help="the one task")
+    group.add_argument(
+        "--local_rank", "--local-rank", type=int, default=0, help="set by the launcher; its LOCAL_RANK goes first"
+    )
+
+
+def add_data_flags(group) -> None:
+    group.add_argument(
+        "--datatype", type=str, default="msrvtt", choices=sorted(DATALOADER_DICT), help="which data set's reader"
+    )
+    group.add_argument("--train_csv", type=str, default="data/.train.csv", help="MSR-VTT: csv of the training videos")
+    group.add_argument("--val_csv", type=str, default="data/.val.csv", help="MSR-VTT: csv of the test pairs")
+    group.add_argument("--data_path", type=str, default="data/caption.pickle", help="annotation file or folder")
+    group.add_argument(
+        "--features_path", type=str, default="data/videos_feature.pickle", help="folder of the videos, searched recursively"
+    )
+    group.add_argument(
+        "--expand_msrvtt_sentences",
+        action="store_true",
+        help="MSR-VTT: every caption is a training sample; otherwise one random caption per video and epoch",
+    )
+    group.add_argument("--max_words", type=int, default=20, help="tokens per text, start and end token included")
+    group.add_argument("--max_frames", type=int, default=100, help="frames per video")
+    group.add_argument("--feature_framerate", type=int, default=1, help="frames sampled per second of video")
+    group.add_argument(
+        "--slice_framepos", type=int, default=0, choices=[0, 1, 2],
+        help="which frames of a longer video: 0 the first, 1 the last, 2 evenly spread",
+    )  # fmt: skip
+    group.add_argument(
+        "--train_frame_order", type=int, default=0, choices=[0, 1, 2], help="0 ordinary, 1 reversed, 2 random"
+    )
+    group.add_argument(
+        "--eval_frame_order", type=int, default=0, choices=[0, 1, 2], help="0 ordinary, 1 reversed, 2 random"
+    )
+    group.add_argument("--num_thread_reader", type=int, default=1, help="worker processes per loader; 0: in this process")
+    group.add_argument("--batch_size_val", type=int, default=3500, help="texts or videos encoded at once in evaluation")
+
+
+def add_model_flags(group) -> None:
+    group.add_argument(
+        "--pretrained_clip_name", type=str, default="ViT-B/32",
+        help="OpenAI's name, open_clip's MODEL:TAG or MODEL:FILE, or a file",
+    )  # fmt: skip
+    group.add_argument(
+        "--sim_header", type=str, default="meanP", choices=SIM_HEADERS, help="how texts and videos are compared"
+    )
+    group.add_argument(
+        "--agg_module", type=str, default="none", choices=AGG_MODULES,
+        help=f"temporal aggregation of the frames for the token heads ({', '.join(TOKEN_HEADERS)})",
+    )  # fmt: skip
+    group.add_argument(
+        "--wti_arch", type=int, default=2, choices=WTI_ARCHITECTURES, help="linear layers of wti's weight networks"
+    )
+    group.add_argument(
+        "--wti_padding", type=str, default="zero", choices=WTI_PADDINGS,
+        help="padded words and frames count as cosine 0 (as published), or are left out of the maximum",
+    )  # fmt: skip
+    group.add_argument(
+        "--linear_patch", type=str, default="2d", choices=LINEAR_PATCHES, help="patches of one frame, or of three"
+    )
+    group.add_argument("--cross_model", type=str, default="cross-base", help=f"one of {', '.join(CROSS_MODELS)}")
+    group.add_argument(
+        "--cross_num_hidden_layers", type=int, default=4, help="blocks of seqTransf and of tightTransf's cross encoder"
+    )
+    group.add_argument(
+        "--loose_type", action="store_true", help="decides nothing: tightTransf is tight, the other heads are loose"
+    )
+    group.add_argument(
+        "--freeze_layer_num", type=int, default=0,
+        help="freeze CLIP's embeddings and the blocks below this number; -1 freezes nothing",
+    )  # fmt: skip
+    group.add_argument(
+        "--precision", type=str, default=None, choices=PRECISIONS,
+        help="clip_fp16: CLIP's matrices and their moments in float16, the published recipe (default on CUDA); "
+        "fp32 (default on CPU)",
+    )  # fmt: skip
+
+
+def add_training_flags(group) -> None:
+    group.add_argument("--lr", type=float, default=0.0001, help="learning rate of everything but CLIP")
+    group.add_argument("--coef_lr", type=float, default=1.0, help="CLIP's learning rate is lr * coef_lr")
+    group.add_argument("--epochs", type=int, default=20, help="passes over the training split")
+    group.add_argument(
+        "--batch_size", type=int, default=256,
+        help="pairs per optimizer step over all processes and accumulation steps",
+    )  # fmt: skip
+    group.add_argument(
+        "--gradient_accumulation_steps", type=int, default=1,
+        help="splits --batch_size; each part sees only its own negatives",
+    )  # fmt: skip
+    group.add_argument("--warmup_proportion", type=float, default=0.1, help="share of the steps with a rising rate")
+
+
+def add_unread_flags(group) -> None:
+    for name, kind, default in (
+        ("lr_decay", float, 0.9), ("video_dim", int, 1024), ("margin", float, 0.1), ("hard_negative_rate", float, 0.5),
+        ("negative_weighting", int, 1), ("n_pair", int, 1), ("n_gpu", int, 1), ("world_size", int, 0), ("rank", int, 0),
+        ("text_num_hidden_layers", int, 12), ("visual_num_hidden_layers", int, 12), ("fp16_opt_level", str, "O1"),
+    ):  # fmt: skip
+        group.add_argument(f"--{name}", action=UnreadFlag, type=kind, default=default, help=" ")
+    for name in ("do_pretrain", "do_lower_case", "use_mil", "sampled_use_mil", "fp16"):
+        group.add_argument(f"--{name}", action=UnreadFlag, nargs=0, default=False, help=" ")
+
+
+def get_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse and check the flags; whatever contradicts is an argument error before anything is loaded."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    try:
+        check_args(args)
+    except ValueError as error:
+        parser.error(str(error))
+    unread = args.__dict__.pop("unread_flags", [])
+    if int(os.environ.get("RANK", 0)) == 0:
+        if unread:
+            logger.warning("these flags have no effect here (nor in CLIP4Clip, which never reads them): %s", " ".join(unread))
+        if args.loose_type and args.sim_header in TIGHT_HEADERS:
+            logger.warning("--loose_type is ignored: --sim_header %s is a tight head", args.sim_header)
+    return args
+
+
+def check_args(args: argparse.Namespace) -> None:
+    """Raise ValueError naming the first flag that makes no sense, alone or with others."""
+    if not args.do_train and not args.do_eval:
+        raise ValueError("give --do_train, --do_eval or both")
+    for name in ("epochs", "batch_size", "batch_size_val", "gradient_accumulation_steps", "n_display", "feature_framerate"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} {getattr(args, name)} must be at least 1")
+    if args.num_thread_reader < 0:
+        raise ValueError(f"--num_thread_reader {args.num_thread_reader} must not be negative")
+    if not (args.lr > 0 and math.isfinite(args.lr)):
+        raise ValueError(f"--lr {args.lr} must be a positive number")
+    if not (args.coef_lr >= 0 and math.isfinite(args.coef_lr)):
+        raise ValueError(f"--coef_lr {args.coef_lr} must not be negative")
+    if not 0 <= args.warmup_proportion < 1:
+        raise ValueError(f"--warmup_proportion {args.warmup_proportion} must be in [0, 1)")
+    if args.freeze_layer_num < -1:
+        raise ValueError(f"--freeze_layer_num {args.freeze_layer_num} must be -1 (freeze nothing) or more")
+    if args.resume_model and not args.init_model:
+        raise ValueError("--resume_model holds the optimizer only; give the weights of the same epoch by --init_model")
+    if Path(args.cross_model).name not in CROSS_MODELS:
+        raise ValueError(f"--cross_model {args.cross_model!r} is unknown; choose from {', '.join(CROSS_MODELS)}")
+    processes = util.launched_world_size()
+    if args.do_train and args.batch_size % (processes * args.gradient_accumulation_steps):
+        raise ValueError(
+            f"--batch_size {args.batch_size} is not divisible by processes * --gradient_accumulation_steps "
+            f"({processes} * {args.gradient_accumulation_steps})"
+        )
+    CLIP4ClipConfig.from_namespace(args)
+    context_length = describe_clip(args.pretrained_clip_name).context_length
+    if context_length is not None and args.max_words > context_length:
+        raise ValueError(
+            f"--max_words {args.max_words} exceeds the {context_length} tokens that {args.pretrained_clip_name} reads"
+        )
+
+
+@record  # the launcher's closing summary then shows the first error of any process
+def main(argv: list[str] | None = None) -> None:
+    """Run what the flags ask for."""
+    args = get_args(argv)
+    with util.distributed_process(args.local_rank) as process:
+        if process.is_main:
+            Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        util.setup_logging(Path(args.output_dir) / "log.txt", process.is_main)
+        with logging_redirect_tqdm():
+            run(args, process)
+
+
+def run(args: argparse.Namespace, process: util.Process) -> None:
+    """Wire everything together: data, model, optimizer; then train or evaluate."""
+    util.set_seed(args.seed)
+    if args.precision is None:
+        args.precision = "clip_fp16" if process.device.type == "cuda" else "fp32"
+    log_parameters(args, process)
+
+    tokenizer = SimpleTokenizer()
+    model = init_model(args, process, tokenizer.vocab_size)
+    loaders = DATALOADER_DICT[args.datatype]
+    split = "test" if loaders["test"] is not None else "val"
+    test_loader, test_length = loaders[split](args, tokenizer, subset="test", image_resolution=model.input_resolution)
+    log_split("test", test_length, test_loader)
+
+    if not args.do_train:
+        eval_epoch(args, model, test_loader, process)
+        return
+    train_loader, train_length, sampler = loaders["train"](args, tokenizer, image_resolution=model.input_resolution)
+    log_split("train", train_length, train_loader)
+    train(args, model, train_loader, sampler, test_loader, process)
+
+
+def log_parameters(args: argparse.Namespace, process: util.Process) -> None:
+    """The flags in force, and what follows from them."""
+    logger.info("Effective parameters:")
+    for name, value in sorted(vars(args).items()):
+        logger.info("  <<< %s: %s", name, value)
+    logger.info("device: %s, processes: %d, precision: %s", process.device, process.world_size, args.precision)
+    if args.do_train:
+        local = args.sim_header in TIGHT_HEADERS
+        parts = args.gradient_accumulation_steps * (process.world_size if local else 1)
+        logger.info(
+            "global batch: %d pairs per optimizer step (%d processes x %d accumulation steps x %d pairs), "
+            "each scored against %d candidates",
+            args.batch_size, process.world_size, args.gradient_accumulation_steps,
+            args.batch_size // (process.world_size * args.gradient_accumulation_steps), args.batch_size // parts,
+        )  # fmt: skip
+
+
+def log_split(name: str, length: int, loader) -> None:
+    logger.info("***** %s split *****", name)
+    logger.info("  Num examples = %d", length)
+    logger.info("  Batch size = %d per process", loader.batch_size)
+    logger.info("  Num steps = %d", len(loader))
+
+
+def init_model(args: argparse.Namespace, process: util.Process, vocabulary: int) -> CLIP4Clip:
+    """The model with its weights, on the device, in the precision of `args`, with frozen layers frozen."""
+    weights = read_state_dict(cached_path(args.init_model, args.cache_dir or None)) if args.init_model else None
+    model = CLIP4Clip.from_pretrained(
+        args.cross_model, state_dict=weights, cache_dir=args.cache_dir or None, task_config=args
+    )
+    if model.clip.vocab_size < vocabulary:
+        raise ValueError(
+            f"the CLIP of --pretrained_clip_name {args.pretrained_clip_name} knows {model.clip.vocab_size} tokens, "
+            f"but the tokenizer has {vocabulary}"
+        )
+    untrained = model.weight_report.untrained_head
+    if untrained and not args.do_train:
+        raise ValueError(
+            f"--do_eval with a head that was never trained: --sim_header {args.sim_header} --agg_module {args.agg_module} "
+            f"needs {len(untrained)} weights ({', '.join(untrained[:3])}, ...) that "
+            f"{f'--init_model {args.init_model} does not hold' if args.init_model else 'only --init_model can give'}"
+        )
+    if args.do_train:
+        frozen = freeze_clip_layers(model.clip, args.freeze_layer_num)
+        logger.info("%d of CLIP's weights are frozen (--freeze_layer_num %d)", len(frozen), args.freeze_layer_num)
+    if args.precision == "clip_fp16":
+        convert_clip_to_float16(model.clip)
+    return model.to(process.device)
+
+
+def train(args, model: CLIP4Clip, train_loader, sampler, test_loader, process: util.Process) -> None:
+    """All epochs: train, save, evaluate; remembers the best epoch."""
+    steps = math.ceil(len(train_loader) / args.gradient_accumulation_steps) * args.epochs
+    optimizer = BertAdam(
+        prepare_optimizer_groups(model.named_parameters(), args.lr, args.coef_lr),
+        lr=args.lr, warmup=args.warmup_proportion, schedule="warmup_cosine", t_total=steps,
+        b1=0.9, b2=0.98, e=1e-6, weight_decay=0.2, max_grad_norm=1.0,
+    )  # fmt: skip
+    logger.info("  Num optimizer steps = %d", steps)
+    first_epoch = 0
+    if args.resume_model:
+        first_epoch, loss = load_optimizer(args.resume_model, optimizer)
+        logger.info("Resumed from %s: epoch %d, loss %f", args.resume_model, first_epoch, loss)
+        if first_epoch >= args.epochs:
+            raise ValueError(f"--resume_model has {first_epoch} epochs behind it and --epochs is {args.epochs}")
+    step_model = model
+    if process.world_size > 1:
+        step_model = DistributedDataParallel(
+            model,
+            device_ids=[process.local_rank] if process.device.type == "cuda" else None,
+            broadcast_buffers=False,
+            find_unused_parameters=args.sim_header in TIGHT_HEADERS,  # logit_scale takes no part there
+        )
+
+    best_score, best_file = -1.0, None
+    global_step = first_epoch * math.ceil(len(train_loader) / args.gradient_accumulation_steps)
+    for epoch in range(first_epoch, args.epochs):
+        sampler.set_epoch(epoch)
+        loss, global_step = train_epoch(epoch, args, step_model, train_loader, process, optimizer, global_step)
+        logger.info("Epoch %d/%s Finished, Train Loss: %f", epoch + 1, args.epochs, loss)
+        if process.is_main:
+            output_file = save_checkpoint(args.output_dir, epoch, model, optimizer, loss)
+            logger.info("Model saved to %s", output_file)
+        score = eval_epoch(args, model, test_loader, process)
+        if process.is_main:
+            if best_score <= score:
+                best_score, best_file = score, output_file
+            logger.info(
+                "The best model is: %s, the R1 is: %.4f (epoch picked on the test split, the published protocol)",
+                best_file, best_score,
+            )  # fmt: skip
+
+
+def train_epoch(
+    epoch: int, args, model, train_loader, process: util.Process, optimizer: BertAdam, global_step: int
+) -> tuple[float, int]:
+    """One pass over the training split; returns the mean loss and the number of optimizer steps so far.
+
+    Raises FloatingPointError at the first loss that is not finite, before the optimizer moves.
+    """
+    model.train()
+    clip = getattr(model, "module", model).clip
+    accumulate, batches = args.gradient_accumulation_steps, len(train_loader)
+    total_loss, started = 0.0, time.perf_counter()
+    progress = tqdm(train_loader, desc=f"epoch {epoch + 1}/{args.epochs}", disable=None if process.is_main else True)
+    for index, batch in enumerate(progress):
+        input_ids, input_mask, segment_ids, video, video_mask = (
+            tensor.to(process.device, non_blocking=True) for tensor in batch
+        )
+        loss = model(input_ids, segment_ids, input_mask, video, video_mask)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise FloatingPointError(f"the loss is {value} in epoch {epoch + 1}, batch {index + 1} of {batches}")
+        total_loss += value
+        # the last group of an epoch may be smaller than the others
+        first_of_group = index - index % accumulate
+        (loss / min(accumulate, batches - first_of_group)).backward()
+        if (index + 1) % accumulate and index + 1 < batches:
+            continue
+        torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            clip.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+        global_step += 1
+        if global_step % args.n_display == 0:
+            rates = "-".join(f"{rate:.9f}" for rate in sorted(set(optimizer.get_lr())))
+            logger.info(
+                "Epoch: %d/%s, Step: %d/%d, Lr: %s, Loss: %f, Time/step: %f",
+                epoch + 1, args.epochs, index + 1, batches, rates, value,
+                (time.perf_counter() - started) / args.n_display,
+            )  # fmt: skip
+            started = time.perf_counter()
+    return total_loss / batches, global_step
+
+
+def eval_epoch(args, model: CLIP4Clip, test_loader, process: util.Process) -> float | None:
+    """Encode and score the test split, log both directions; returns text-to-video R@1, None on all but the main process."""
+    started = time.perf_counter()
+    model.eval()
+    hidden = None if process.is_main else True
+    texts, videos = evaluation_loaders(test_loader, process.rank, process.world_size)
+    similarity = similarity_of_split(
+        model, tqdm(texts, desc="texts", disable=hidden), tqdm(videos, desc="videos", disable=hidden), process.device
+    )
+    if not process.is_main:
+        return None
+    video_index = np.asarray(test_loader.dataset.video_index)
+    text_to_video, video_to_text = metrics.retrieval_metrics(similarity.numpy(), video_index)
+    texts, videos = similarity.shape
+    logger.info("sim matrix size: %d, %d", texts, videos)
+    logger.info("\t Length-T: %d, Length-V:%d (%.1f s)", texts, videos, time.perf_counter() - started)
+    logger.info("Text-to-Video:")
+    logger.info(
+        "\t>>>  R@1: {R1:.1f} - R@5: {R5:.1f} - R@10: {R10:.1f} - Median R: {MR:.1f} - Mean R: {MeanR:.1f}".format(
+            **text_to_video
+        )
+    )
+    logger.info("Video-to-Text:")
+    logger.info(
+        "\t>>>  V2T$R@1: {R1:.1f} - V2T$R@5: {R5:.1f} - V2T$R@10: {R10:.1f} - V2T$Median R: {MR:.1f} - "
+        "V2T$Mean R: {MeanR:.1f}".format(**video_to_text)
+    )
+    return text_to_video["R1"]
+
+
+if __name__ == "__main__":
+    main()

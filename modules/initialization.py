@@ -1,0 +1,338 @@
+"""CLIP weights: where they are, what form they have, what of a checkpoint fits the model; fresh heads; freezing."""
+
+import difflib
+import logging
+import re
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from modules.distributed import local_main_process_first
+from modules.file_utils import cached_path
+from modules.module_clip import CLIP, count_blocks
+
+logger = logging.getLogger(__name__)
+
+# OpenAI's names, with the file name that CLIP4Clip's users keep and the name that open_clip gives the same model
+OPENAI_CLIPS = {
+    "ViT-B/32": ("ViT-B-32.pt", "ViT-B-32"),
+    "ViT-B/16": ("ViT-B-16.pt", "ViT-B-16"),
+    "ViT-L/14": ("ViT-L-14.pt", "ViT-L-14"),
+    "ViT-L/14@336px": ("ViT-L-14-336px.pt", "ViT-L-14-336"),
+}
+OPENAI_CONTEXT_LENGTH = 77
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of RGB in [0, 1]; from CLIP's repository
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+CLIP_CACHE = Path("~/.cache/clip")  # where OpenAI's package and open_clip keep their downloads
+
+# options of open_clip configurations that change only sizes, which we read from the weights, or only training
+NEUTRAL_VISION_OPTIONS = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio", "patch_dropout"}
+NEUTRAL_TEXT_OPTIONS = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
+
+# new heads start from the layers of CLIP's text tower, as CLIP4Clip's do
+TEXT_TOWER_SOURCES = {
+    "transformerClip.": "transformer.",
+    "cross.transformer.": "transformer.",
+    "frame_position_embeddings.weight": "positional_embedding",
+    "cross.embeddings.position_embeddings.weight": "positional_embedding",
+}
+
+
+@dataclass(frozen=True)
+class ClipSource:
+    """A CLIP by its `--pretrained_clip_name`, and what its weights do not tell."""
+
+    name: str
+    path: str | None = None  # a file named by the user
+    openai_file: str | None = None
+    open_clip_model: str | None = None
+    open_clip_tag: str | None = None
+    context_length: int | None = None  # None: known once the file is read
+    activation: str = "quick_gelu"
+    vision_heads: int | None = None  # None: CLIP's rule, width / 64
+    transformer_heads: int | None = None
+    mean: tuple[float, float, float] = OPENAI_MEAN
+    std: tuple[float, float, float] = OPENAI_STD
+
+
+def describe_clip(name: str) -> ClipSource:
+    """What `--pretrained_clip_name` stands for; touches no network and reads no weights.
+
+    Raises ValueError with the choices for a name that is neither OpenAI's, nor `MODEL:TAG` of open_clip, nor a file.
+    """
+    if name in OPENAI_CLIPS:
+        file_name, open_clip_model = OPENAI_CLIPS[name]
+        return ClipSource(name, None, file_name, open_clip_model, "openai", OPENAI_CONTEXT_LENGTH)
+    if re.match(r"(https?|s3)://", name) or Path(name).expanduser().is_file():
+        return ClipSource(name, path=name)
+    if ":" in name:
+        return describe_open_clip(name)
+    raise ValueError(
+        f"--pretrained_clip_name {name!r} is unknown: give one of {', '.join(OPENAI_CLIPS)}, open_clip's MODEL:TAG "
+        f"(such as ViT-B-32:laion2b_s34b_b79k), or an existing file (TorchScript, state dict or .safetensors)"
+    )
+
+
+def describe_open_clip(name: str) -> ClipSource:
+    """The source for open_clip's `MODEL:TAG`, or `MODEL:FILE` for weights of that model kept in a file."""
+    import open_clip  # takes seconds; only runs that name an open_clip model need it
+
+    model, tag = name.split(":", 1)
+    config = open_clip.get_model_config(model)
+    if config is None:
+        close = difflib.get_close_matches(model, open_clip.list_models(), n=5, cutoff=0.3)
+        raise ValueError(f"--pretrained_clip_name {name!r}: open_clip has no model {model!r}; close names: {close}")
+    is_file = Path(tag).expanduser().is_file()
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if not is_file and tag not in tags:
+        raise ValueError(f"--pretrained_clip_name {name!r}: {tag!r} is neither a file nor a tag of {model}: {tags}")
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    unsupported = sorted((set(vision) - NEUTRAL_VISION_OPTIONS) | (set(text) - NEUTRAL_TEXT_OPTIONS))
+    if unsupported:
+        raise ValueError(
+            f"--pretrained_clip_name {name!r} is not a plain ViT CLIP: unsupported options {', '.join(unsupported)}"
+        )
+    if isinstance(vision["layers"], list):
+        raise ValueError(f"--pretrained_clip_name {name!r} is a ResNet CLIP; only the ViT models are supported")
+    pretrained = {} if is_file else open_clip.get_pretrained_cfg(model, tag)
+    quick = bool(config.get("quick_gelu") or pretrained.get("quick_gelu"))
+    return ClipSource(
+        name,
+        path=tag if is_file else None,
+        open_clip_model=model,
+        open_clip_tag=None if is_file else tag,
+        context_length=text.get("context_length", OPENAI_CONTEXT_LENGTH),
+        activation="quick_gelu" if quick else "gelu",
+        vision_heads=vision["width"] // vision.get("head_width", 64),
+        transformer_heads=text.get("heads"),
+        mean=tuple(pretrained.get("mean", OPENAI_MEAN)),
+        std=tuple(pretrained.get("std", OPENAI_STD)),
+    )
+
+
+def locate_clip(source: ClipSource, cache_dir: str | None = None) -> str:
+    """Local file with the weights of `source`, downloaded by open_clip where no file is at hand.
+
+    OpenAI's names are first looked for in `modules/`, `cache_dir` and `~/.cache/clip`.
+    Raises FileNotFoundError that says where a file may be put when the download fails.
+    """
+    if source.path is not None:
+        return cached_path(source.path, cache_dir or None)
+    folders = [Path(__file__).parent, *([Path(cache_dir)] if cache_dir else []), CLIP_CACHE.expanduser()]
+    if source.openai_file is not None:
+        for folder in folders:
+            if (folder / source.openai_file).is_file():
+                return str(folder / source.openai_file)
+    from open_clip import pretrained
+
+    config = pretrained.get_pretrained_cfg(source.open_clip_model, source.open_clip_tag)
+    try:
+        if source.openai_file is not None and config.get("url"):
+            # OpenAI's own file: open_clip shows the progress and checks the sha256 that the address holds
+            return pretrained.download_pretrained_from_url(config["url"], cache_dir=cache_dir or None)
+        return pretrained.download_pretrained(config, cache_dir=cache_dir or None)
+    except Exception as error:  # the libraries below raise errors of many kinds; all mean that no file came
+        hint = (
+            f"put {source.openai_file} into one of {', '.join(map(str, folders))}"
+            if source.openai_file
+            else f"name a file: --pretrained_clip_name {source.open_clip_model}:FILE"
+        )
+        raise FileNotFoundError(
+            f"weights of --pretrained_clip_name {source.name} could not be downloaded "
+            f"({type(error).__name__}: {error}); {hint}"
+        ) from error
+
+
+def read_clip_weights(source: ClipSource, cache_dir: str | None = None) -> dict[str, torch.Tensor]:
+    """State dict of CLIP in OpenAI's names, in float32."""
+    with local_main_process_first():
+        path = locate_clip(source, cache_dir)
+    weights = read_state_dict(path)
+    if any(key.startswith("clip.") for key in weights):  # a checkpoint of this model: its CLIP
+        weights = {key.removeprefix("clip."): value for key, value in weights.items() if key.startswith("clip.")}
+    # open_clip's models with a text class of its own keep the text tower below `text.`
+    weights = {key.removeprefix("text."): value for key, value in weights.items()}
+    # sizes that OpenAI stores beside the weights, and the causal mask, which is no weight
+    for key in ("input_resolution", "context_length", "vocab_size", "attn_mask"):
+        weights.pop(key, None)
+    logger.info("CLIP weights: %s from %s (%s)", source.name, path, source.activation)
+    return {key: value.float() for key, value in weights.items()}
+
+
+def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
+    """State dict in a file: TorchScript archive, `torch.save`d state dict (plain, or under "state_dict"), safetensors.
+
+    A `module.` prefix left by DDP is removed. Runs no code from the file. Raises ValueError naming the file otherwise.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights file at {path}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            content = load_file(path, device="cpu")
+        elif is_torchscript(path):
+            content = torch.jit.load(path, map_location="cpu").state_dict()
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and safetensors raise errors of many kinds; none of them names the file
+        raise ValueError(
+            f"{path} cannot be read as weights (TorchScript archive, state dict of tensors, or .safetensors): "
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+        ) from error
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not content or not all(isinstance(v, torch.Tensor) for v in content.values()):
+        kind = f"a dict with keys such as {list(content)[:5]}" if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"{path} holds {kind}, not a state dict of tensors")
+    return without_module_prefix(content)
+
+
+def is_torchscript(path: Path) -> bool:
+    """True for a TorchScript archive: a zip with a `constants.pkl`, which a `torch.save`d file does not have."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("constants.pkl") for name in archive.namelist())
+
+
+def without_module_prefix(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same weights with the `module.` that DDP puts before every key removed."""
+    return {key.removeprefix("module."): value for key, value in state_dict.items()}
+
+
+@dataclass
+class WeightReport:
+    """Which keys of the model were loaded, which started fresh, which of the file were not used."""
+
+    loaded: list[str] = field(default_factory=list)
+    fresh_from_clip: list[str] = field(default_factory=list)
+    fresh_at_random: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+
+    @property
+    def untrained_head(self) -> list[str]:
+        """Keys of heads that no training has touched; a fresh conv2 is not among them: it computes what conv1 does."""
+        return [key for key in self.fresh_from_clip + self.fresh_at_random if not key.startswith("clip.")]
+
+    def log(self) -> None:
+        """One line for each of the four, where it is not empty."""
+        for keys, words in (
+            (self.loaded, "weights loaded"),
+            (self.fresh_from_clip, "weights started fresh from CLIP's layers"),
+            (self.fresh_at_random, "weights started fresh at random"),
+            (self.unused, "weights of the file not used by this model"),
+        ):
+            if keys:
+                logger.info("%d %s: %s", len(keys), words, summarize_keys(keys))
+
+
+def summarize_keys(keys: Iterable[str]) -> str:
+    """The keys grouped by their first part, such as `clip.* (152), text_weight_fc.* (4)`."""
+    groups: dict[str, int] = {}
+    for key in keys:
+        groups[key.split(".")[0]] = groups.get(key.split(".")[0], 0) + 1
+    return ", ".join(f"{group}.* ({count})" for group, count in groups.items())
+
+
+def load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> WeightReport:
+    """Load `weights` (keys of the whole model, `clip.*` and heads) and start the heads that they lack from CLIP's layers.
+
+    Raises ValueError where a shape differs, naming keys and both shapes, and where a weight of CLIP is missing.
+    """
+    wanted = model.state_dict()
+    report = WeightReport(
+        loaded=[key for key in wanted if key in weights],
+        unused=[key for key in weights if key not in wanted],
+    )
+    different = [
+        f"{key}: file {tuple(weights[key].shape)}, model {tuple(wanted[key].shape)}"
+        for key in report.loaded
+        if weights[key].shape != wanted[key].shape
+    ]
+    if different:
+        raise ValueError(
+            f"{len(different)} weights have another shape than the model (check --cross_num_hidden_layers, --wti_arch, "
+            f"--linear_patch and --pretrained_clip_name): {'; '.join(different[:5])}"
+        )
+    complete = {key: weights[key] for key in report.loaded}
+    missing_clip = []
+    for key in wanted:
+        if key in weights:
+            continue
+        fresh = fresh_from_clip(key, weights)
+        if fresh is not None and fresh.shape == wanted[key].shape:
+            complete[key] = fresh
+            report.fresh_from_clip.append(key)
+        elif key.startswith("clip."):
+            missing_clip.append(key)
+        else:
+            complete[key] = wanted[key]
+            report.fresh_at_random.append(key)
+    if missing_clip:
+        raise ValueError(f"{len(missing_clip)} weights of CLIP are missing in the file: {', '.join(missing_clip[:5])}")
+    model.load_state_dict(complete)
+    return report
+
+
+def fresh_from_clip(key: str, weights: dict[str, torch.Tensor]) -> torch.Tensor | None:
+    """Start value of a head's weight from CLIP's own layers, None where CLIP has none for it."""
+    if key == "clip.visual.conv2.weight":
+        # Conv3d that computes what the 2d one does: its kernel in the middle slice, zeros around it
+        kernel = weights["clip.visual.conv1.weight"]
+        return torch.stack([torch.zeros_like(kernel), kernel, torch.zeros_like(kernel)], dim=2)
+    for prefix, source in TEXT_TOWER_SOURCES.items():
+        if key.startswith(prefix):
+            return weights.get("clip." + source + key.removeprefix(prefix))
+    return None
+
+
+def head_block_count(weights: dict[str, torch.Tensor]) -> int | None:
+    """Number of Transformer blocks of the head in a checkpoint, None where it has no such head."""
+    counts = (count_blocks(weights, prefix) for prefix in ("transformerClip.resblocks.", "cross.transformer.resblocks."))
+    return next((count for count in counts if count), None)
+
+
+def freeze_clip_layers(clip: CLIP, freeze_layer_num: int) -> list[str]:
+    """Freeze CLIP below block `freeze_layer_num` of both towers; -1 freezes nothing. Returns the frozen names.
+
+    Frozen are the embeddings, positions, class embedding, patch convolution, `ln_pre` and blocks below the number.
+    conv2 (linear_patch 3d) trains in any case, because it is new.
+    Raises ValueError for a number below -1 or above the number of blocks.
+    """
+    deepest = max(len(clip.transformer.resblocks), len(clip.visual.transformer.resblocks))
+    if not -1 <= freeze_layer_num <= deepest:
+        raise ValueError(f"--freeze_layer_num {freeze_layer_num} is not between -1 (freeze nothing) and {deepest} blocks")
+    if freeze_layer_num == -1:
+        return []
+    frozen_parts = (
+        "token_embedding.",
+        "positional_embedding",
+        "visual.class_embedding",
+        "visual.positional_embedding",
+        "visual.conv1.",
+        "visual.ln_pre.",
+    )
+    frozen = []
+    for name, parameter in clip.named_parameters():
+        block = re.match(r"(?:visual\.)?transformer\.resblocks\.(\d+)\.", name)
+        if name.startswith(frozen_parts) or (block and int(block.group(1)) < freeze_layer_num):
+            parameter.requires_grad_(False)
+            frozen.append(name)
+    return frozen
+
+
+def convert_clip_to_float16(clip: CLIP) -> None:
+    """Put CLIP's convolutions, matrices and projections into float16, as the published runs were trained.
+
+    LayerNorm, embeddings and everything outside CLIP stay float32. The optimizer's moments follow the weights' dtype.
+    """
+    for name, parameter in clip.named_parameters():
+        is_embedding = name.endswith(("embedding", "token_embedding.weight", "logit_scale"))
+        if not is_embedding and not re.search(r"\bln_\w+\.", name):
+            parameter.data = parameter.data.half()

@@ -1,0 +1,330 @@
+"""CLIP4Clip: CLIP's towers, a temporal aggregation of frames, and a head that scores texts against videos.
+
+    model = CLIP4Clip.from_pretrained("cross-base", state_dict=None, task_config=args)
+    loss = model(input_ids, segment_ids, input_mask, video, video_mask)   # in training
+
+Shapes: A texts of T words, B videos of V frames, joint width D; in training A = B = the global batch G.
+Heads: meanP, seqLSTM, seqTransf, tightTransf are CLIP4Clip's (Luo et al., 2021, arXiv:2104.08860); ti and wti are DRL's
+token-wise interactions (Wang et al., 2022, arXiv:2203.07111).
+"""
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from modules.distributed import all_gather
+from modules.initialization import (
+    OPENAI_MEAN,
+    OPENAI_STD,
+    WeightReport,
+    describe_clip,
+    load_weights,
+    read_clip_weights,
+    without_module_prefix,
+)
+from modules.losses import CrossEn
+from modules.module_clip import CLIP, LINEAR_PATCHES
+from modules.module_cross import CrossModel, TransformerClip
+from modules.token_interaction import (
+    WTI_ARCHITECTURES,
+    WTI_PADDINGS,
+    softmax_weights,
+    token_interaction,
+    uniform_weights,
+    weight_mlp,
+)
+
+logger = logging.getLogger(__name__)
+
+POOLED_HEADERS = ("meanP", "seqLSTM", "seqTransf")  # one vector a text, one a video
+TIGHT_HEADERS = ("tightTransf",)  # a cross encoder reads every pair
+TOKEN_HEADERS = ("ti", "wti")  # every word against every frame
+SIM_HEADERS = POOLED_HEADERS + TIGHT_HEADERS + TOKEN_HEADERS
+AGG_MODULES = ("none", "seqLSTM", "seqTransf")
+CROSS_MODELS = ("cross-base",)
+
+
+@dataclass(frozen=True)
+class CLIP4ClipConfig:
+    """All that the model reads of the command line. Raises ValueError for contradictions, naming values and choices."""
+
+    pretrained_clip_name: str = "ViT-B/32"
+    max_words: int = 20
+    max_frames: int = 100
+    sim_header: str = "meanP"
+    linear_patch: str = "2d"
+    cross_num_hidden_layers: int = 4
+    agg_module: str = "none"
+    wti_arch: int = 2
+    wti_padding: str = "zero"
+
+    @classmethod
+    def from_namespace(cls, namespace) -> "CLIP4ClipConfig":
+        """Read the fields from any object with attributes; a missing one takes the flag's default."""
+        return cls(**{field.name: getattr(namespace, field.name, field.default) for field in dataclasses.fields(cls)})
+
+    def __post_init__(self):
+        choices = {
+            "sim_header": SIM_HEADERS,
+            "linear_patch": LINEAR_PATCHES,
+            "agg_module": AGG_MODULES,
+            "wti_arch": WTI_ARCHITECTURES,
+            "wti_padding": WTI_PADDINGS,
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"--{name} {getattr(self, name)!r} is unknown; choose from {', '.join(map(str, allowed))}"
+                )
+        for name in ("max_words", "max_frames", "cross_num_hidden_layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} {getattr(self, name)} must be at least 1")
+        if self.max_words < 2:
+            raise ValueError(f"--max_words {self.max_words} leaves no room for the start and the end token")
+        if self.agg_module != "none" and self.sim_header not in TOKEN_HEADERS:
+            raise ValueError(
+                f"--agg_module {self.agg_module} belongs to the token heads ({', '.join(TOKEN_HEADERS)}); "
+                f"--sim_header {self.sim_header} fixes its own aggregation"
+            )
+
+    @property
+    def aggregation(self) -> str:
+        """Temporal aggregation of the frames: "none", "seqLSTM" or "seqTransf"."""
+        return self.sim_header if self.sim_header in AGG_MODULES else self.agg_module
+
+
+class CLIP4Clip(nn.Module):
+    """CLIP (`clip`), the layers of the chosen head, and the loss."""
+
+    def __init__(self, config: CLIP4ClipConfig, clip: CLIP, mean=OPENAI_MEAN, std=OPENAI_STD):
+        super().__init__()
+        self.config = config
+        self.clip = clip
+        self.weight_report = WeightReport()
+        width, positions = clip.embed_dim, clip.context_length
+        needed = {"none": 0, "seqLSTM": 0, "seqTransf": config.max_frames}[config.aggregation]
+        if config.sim_header in TIGHT_HEADERS:
+            needed = 1 + config.max_frames  # the sentence vector takes the first position
+        if needed > positions:
+            raise ValueError(
+                f"--max_frames {config.max_frames} needs {needed} positions with --sim_header {config.sim_header} "
+                f"--agg_module {config.agg_module}, but there are {positions}"
+            )
+        if config.max_words > positions:
+            raise ValueError(f"--max_words {config.max_words} exceeds the CLIP's context of {positions} tokens")
+
+        if config.sim_header in TIGHT_HEADERS:
+            self.cross = CrossModel(width, config.cross_num_hidden_layers, positions)
+            self.similarity_dense = nn.Linear(width, 1)
+        if config.aggregation != "none":
+            # CLIP4Clip's seqLSTM checkpoints carry the positions too, though only seqTransf reads them
+            self.frame_position_embeddings = nn.Embedding(positions, width)
+            self.frame_position_embeddings.requires_grad_(config.aggregation == "seqTransf")
+        if config.aggregation == "seqTransf":
+            self.transformerClip = TransformerClip(width, config.cross_num_hidden_layers)
+        if config.aggregation == "seqLSTM":
+            self.lstm_visual = nn.LSTM(width, width, batch_first=True)
+        if config.sim_header == "wti":
+            self.text_weight_fc = weight_mlp(width, config.wti_arch)
+            self.video_weight_fc = weight_mlp(width, config.wti_arch)
+        self._start_fresh_heads()
+        self.loss_fct = CrossEn()
+        # not persistent: checkpoints hold CLIP4Clip's keys only
+        self.register_buffer("frame_mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("frame_std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    @classmethod
+    def from_pretrained(
+        cls, cross_model_name: str, state_dict=None, cache_dir: str | None = None, task_config=None
+    ) -> "CLIP4Clip":
+        """The model for `task_config` (a namespace of flags), with the weights of `state_dict`.
+
+        Without CLIP's weights in `state_dict` they come from `pretrained_clip_name`. `.weight_report` and the log say what
+        was loaded, what started fresh and what was not used. `cross_model_name` is CLIP4Clip's "cross-base": it names
+        no file here, since all sizes come from the weights.
+        Raises ValueError for an unknown name, a shape that differs or a missing weight, FileNotFoundError for a file.
+        """
+        if Path(cross_model_name).name not in CROSS_MODELS:
+            raise ValueError(f"--cross_model {cross_model_name!r} is unknown; choose from {', '.join(CROSS_MODELS)}")
+        config = CLIP4ClipConfig.from_namespace(task_config)
+        source = describe_clip(config.pretrained_clip_name)
+        weights = without_module_prefix(state_dict or {})
+        if not any(key.startswith("clip.") for key in weights):
+            clip_weights = read_clip_weights(source, cache_dir)
+            weights.update({"clip." + key: value for key, value in clip_weights.items()})
+        clip = CLIP.from_state_dict(
+            {key.removeprefix("clip."): value for key, value in weights.items() if key.startswith("clip.")},
+            linear_patch=config.linear_patch,
+            activation=source.activation,
+            vision_heads=source.vision_heads,
+            transformer_heads=source.transformer_heads,
+        )
+        model = cls(config, clip, source.mean, source.std)
+        model.weight_report = load_weights(model, weights)
+        model.weight_report.log()
+        return model
+
+    def _start_fresh_heads(self) -> None:
+        """BERT's start for the layers of the cross encoder and the positions: normal with std 0.02, biases 0."""
+        heads = [
+            module
+            for name in ("cross", "similarity_dense", "frame_position_embeddings", "transformerClip")
+            if (module := getattr(self, name, None)) is not None
+        ]
+        for layer in (layer for head in heads for layer in head.modules()):
+            if isinstance(layer, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(layer.weight, std=0.02)
+            if isinstance(layer, nn.Linear):
+                nn.init.zeros_(layer.bias)
+
+    @property
+    def is_token_head(self) -> bool:
+        return self.config.sim_header in TOKEN_HEADERS
+
+    @property
+    def input_resolution(self) -> int:
+        """Side of the square frames that the CLIP takes, in pixels."""
+        return self.clip.visual.input_resolution
+
+    def forward(self, input_ids, token_type_ids, attention_mask, video, video_mask) -> torch.Tensor | None:
+        """Loss of the global batch in training, None in evaluation.
+
+        input_ids, attention_mask (G/R,T), video (G/R,V,3,H,W) uint8 or normalised float, video_mask (G/R,V), each with
+        or without the pair axis of size 1; `token_type_ids` is there for CLIP4Clip's batch order and not read.
+        """
+        if not self.training:
+            return None
+        attention_mask, video_mask = as_rows(attention_mask), as_rows(video_mask)
+        sequence_output, visual_output = self.get_sequence_visual_output(
+            input_ids, token_type_ids, attention_mask, video, video_mask
+        )
+        frames = self.aggregate_frames(visual_output, video_mask)
+        if self.config.sim_header not in TIGHT_HEADERS:  # those take their negatives from this rank alone
+            sequence_output, frames = all_gather(sequence_output), all_gather(frames)
+            attention_mask, video_mask = all_gather(attention_mask), all_gather(video_mask)
+        logits = self.score(sequence_output, frames, attention_mask, video_mask)
+        return (self.loss_fct(logits) + self.loss_fct(logits.T)) / 2
+
+    def get_sequence_output(self, input_ids, token_type_ids=None, attention_mask=None, shaped=False) -> torch.Tensor:
+        """Ids (A,T) -> float32 sentence vectors (A,1,D), or all tokens (A,T,D) for the token heads."""
+        sentences, tokens = self.clip.encode_text(input_ids if shaped else as_rows(input_ids))
+        return tokens.float() if self.is_token_head else sentences.float().unsqueeze(1)
+
+    def get_visual_output(self, video, video_mask, shaped=False, video_frame=-1) -> torch.Tensor:
+        """Frames -> the encoder's float32 frame vectors (B,V,D), before temporal aggregation.
+
+        `video` is (B,V,3,H,W) with any axes of size 1 between, or with `shaped` (B V,3,H,W) and `video_frame` V.
+        """
+        rows = video_mask.shape[0] if shaped else as_rows(video_mask).shape[0]
+        frames = video if shaped else video.reshape(-1, *video.shape[-3:])
+        if not shaped:
+            video_frame = frames.shape[0] // rows
+        vectors = self.clip.encode_image(self.normalize_frames(frames), video_frame)
+        return vectors.float().view(rows, -1, vectors.shape[-1])
+
+    def get_sequence_visual_output(
+        self, input_ids, token_type_ids, attention_mask, video, video_mask, shaped=False, video_frame=-1
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both of the above."""
+        return (
+            self.get_sequence_output(input_ids, token_type_ids, attention_mask, shaped),
+            self.get_visual_output(video, video_mask, shaped, video_frame),
+        )
+
+    def normalize_frames(self, frames: torch.Tensor) -> torch.Tensor:
+        """uint8 pixels -> CLIP's normalised floats; float input is taken as normalised already."""
+        if frames.is_floating_point():
+            return frames
+        return (frames.float() / 255 - self.frame_mean) / self.frame_std
+
+    def aggregate_frames(self, visual_output: torch.Tensor, video_mask: torch.Tensor) -> torch.Tensor:
+        """Temporal aggregation with a residual, once per video: (B,V,D) -> (B,V,D); the identity where there is none."""
+        video_mask = as_rows(video_mask)
+        if self.config.aggregation == "seqTransf":
+            positions = self.frame_position_embeddings.weight[: visual_output.shape[1]]
+            return visual_output + self.transformerClip(visual_output + positions, video_mask)
+        if self.config.aggregation == "seqLSTM":
+            # a packed sequence needs at least one step; the mask drops what an empty video gets from it
+            lengths = video_mask.sum(dim=1).clamp(min=1).cpu()
+            packed = pack_padded_sequence(visual_output, lengths, batch_first=True, enforce_sorted=False)
+            mixed, _ = pad_packed_sequence(
+                self.lstm_visual(packed)[0], batch_first=True, total_length=visual_output.shape[1]
+            )
+            return visual_output + mixed * video_mask.unsqueeze(-1)  # padded positions keep the input
+        return visual_output
+
+    def get_similarity_logits(
+        self, sequence_output, visual_output, attention_mask, video_mask, shaped=False, loose_type=None
+    ) -> tuple[torch.Tensor]:
+        """Aggregate the frames and score every text against every video; the first element is (A,B).
+
+        `loose_type` is CLIP4Clip's and decides nothing: the head is tight or loose by itself.
+        """
+        if not shaped:
+            attention_mask, video_mask = as_rows(attention_mask), as_rows(video_mask)
+        frames = self.aggregate_frames(visual_output, video_mask)
+        return (self.score(sequence_output, frames, attention_mask, video_mask),)
+
+    def score(self, sequence_output, frames, attention_mask, video_mask) -> torch.Tensor:
+        """Logits (A,B) from text features and *aggregated* frames (B,V,D), with masks (A,T) and (B,V).
+
+        exp(logit_scale) multiplies the pooled heads always, the token heads in training only (their evaluation gives
+        values in [-1, 1]), tightTransf never.
+        """
+        if self.config.sim_header in TIGHT_HEADERS:
+            return self.cross_similarity(sequence_output, frames, video_mask)
+        if self.is_token_head:
+            logits = self.wti_interaction(sequence_output, frames, attention_mask, video_mask)
+            return logits * self.clip.logit_scale.exp() if self.training else logits
+        return self.pooled_similarity(sequence_output, frames, video_mask) * self.clip.logit_scale.exp()
+
+    def pooled_similarity(self, sequence_output, frames, video_mask) -> torch.Tensor:
+        """Cosine of sentence vectors (A,1,D) and the masked mean of unit frames (B,V,D) -> (A,B)."""
+        mask = video_mask.unsqueeze(-1).float()
+        # a video without a valid frame divides by 1 and keeps a zero vector
+        mean = (F.normalize(frames, dim=-1) * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+        return F.normalize(sequence_output.squeeze(1), dim=-1) @ F.normalize(mean, dim=-1).T
+
+    def wti_interaction(self, text_features, video_features, text_mask, video_mask) -> torch.Tensor:
+        """(Weighted) token-wise interaction of (A,T,D) and (B,V,D) with masks (A,T), (B,V) -> (A,B) in [-1, 1].
+
+        The weights are computed from the features before normalisation; `ti` weighs all valid tokens alike.
+        """
+        if self.config.sim_header == "wti":
+            text_weights = softmax_weights(self.text_weight_fc(text_features).squeeze(-1), text_mask)
+            video_weights = softmax_weights(self.video_weight_fc(video_features).squeeze(-1), video_mask)
+        else:
+            text_weights, video_weights = uniform_weights(text_mask), uniform_weights(video_mask)
+        return token_interaction(
+            text_features,
+            video_features,
+            text_mask,
+            video_mask,
+            text_weights,
+            video_weights,
+            self.config.wti_padding,
+        )
+
+    def cross_similarity(self, sequence_output, frames, video_mask) -> torch.Tensor:
+        """Cross encoder over [sentence vector; frames] of every pair: (A,1,D), (B,V,D), (B,V) -> (A,B)."""
+        texts, videos = sequence_output.shape[0], frames.shape[0]
+        pairs = torch.cat(
+            [
+                sequence_output.unsqueeze(1).expand(-1, videos, -1, -1),
+                frames.unsqueeze(0).expand(texts, -1, -1, -1),
+            ],
+            dim=2,
+        ).flatten(0, 1)
+        pair_mask = F.pad(video_mask, (1, 0), value=1).repeat(texts, 1)  # the sentence is always there
+        return self.similarity_dense(self.cross(pairs, pair_mask)).view(texts, videos)
+
+
+def as_rows(tensor: torch.Tensor) -> torch.Tensor:
+    """(B,1,L) or (B,L) -> (B,L)."""
+    return tensor.reshape(-1, tensor.shape[-1])

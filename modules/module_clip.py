@@ -1,0 +1,294 @@
+"""CLIP's two towers (Radford et al., 2021), as OpenAI names their weights.
+
+Every size is read from the weights: `CLIP.from_state_dict(state_dict)` builds the model that fits them. The vision tower
+takes single frames (`linear_patch="2d"`) or looks at each frame with its two neighbours (`"3d"`, CLIP4Clip's Conv3d).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+LINEAR_PATCHES = ("2d", "3d")
+
+
+class QuickGELU(nn.Module):
+    """x * sigmoid(1.702 x), the approximation of GELU that OpenAI's weights were trained with."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm that computes in float32 (its weights stay float32 in every precision) and returns the input's dtype."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.float()).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with the parameter names of `nn.MultiheadAttention`, batch first."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.normal_(self.in_proj_weight, std=width**-0.5)
+        nn.init.normal_(self.out_proj.weight, std=width**-0.5)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, x: torch.Tensor, additive_mask: torch.Tensor | None = None, causal: bool = False) -> torch.Tensor:
+        """(N, L, width) -> (N, L, width); `additive_mask` broadcasts to (N, heads, L, L)."""
+        batch, length, width = x.shape
+        projected = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        # (N, L, 3 width) -> three times (N, heads, L, width / heads)
+        query, key, value = projected.view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        if additive_mask is not None:
+            additive_mask = additive_mask.to(query.dtype)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=additive_mask, is_causal=causal)
+        return self.out_proj(mixed.transpose(1, 2).reshape(batch, length, width))
+
+
+class FeedForward(nn.Sequential):
+    """width -> `hidden_width` (4 width if not given) -> width; the children carry CLIP's names."""
+
+    def __init__(self, width: int, activation: str, hidden_width: int | None = None):
+        super().__init__()
+        hidden_width = hidden_width or 4 * width
+        self.add_module("c_fc", nn.Linear(width, hidden_width))
+        self.add_module("gelu", ACTIVATIONS[activation]())
+        self.add_module("c_proj", nn.Linear(hidden_width, width))
+
+
+class ResidualAttentionBlock(nn.Module):
+    """Pre-norm Transformer block of CLIP."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        activation: str = "quick_gelu",
+        layer_norm_eps: float = 1e-5,
+        hidden_width: int | None = None,
+    ):
+        super().__init__()
+        self.attn = Attention(width, heads)
+        self.ln_1 = LayerNorm(width, eps=layer_norm_eps)
+        self.mlp = FeedForward(width, activation, hidden_width)
+        self.ln_2 = LayerNorm(width, eps=layer_norm_eps)
+
+    def forward(self, x: torch.Tensor, additive_mask: torch.Tensor | None = None, causal: bool = False) -> torch.Tensor:
+        x = x + self.attn(self.ln_1(x), additive_mask, causal)
+        return x + self.mlp(self.ln_2(x))
+
+
+class Transformer(nn.Module):
+    """A stack of residual attention blocks, `resblocks.N` in the state dict; (N, L, width) in and out."""
+
+    def __init__(self, width: int, layers: int, heads: int, **block_options):
+        super().__init__()
+        self.resblocks = nn.ModuleList(ResidualAttentionBlock(width, heads, **block_options) for _ in range(layers))
+
+    def forward(self, x: torch.Tensor, additive_mask: torch.Tensor | None = None, causal: bool = False) -> torch.Tensor:
+        for block in self.resblocks:
+            x = block(x, additive_mask, causal)
+        return x
+
+
+class VisionTransformer(nn.Module):
+    """Frames to class-token features."""
+
+    def __init__(
+        self,
+        input_resolution: int,
+        patch_size: int,
+        width: int,
+        layers: int,
+        heads: int,
+        output_dim: int,
+        linear_patch: str = "2d",
+        **block_options,
+    ):
+        super().__init__()
+        self.input_resolution = input_resolution
+        self.linear_patch = linear_patch
+        self.conv1 = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size, bias=False)
+        if linear_patch == "3d":
+            self.conv2 = nn.Conv3d(
+                3, width, kernel_size=(3, patch_size, patch_size), stride=(1, patch_size, patch_size),
+                padding=(1, 0, 0), bias=False,
+            )  # fmt: skip
+            # conv2 does conv1's work; conv1 stays in the state dict so that checkpoints load into 2d models and upstream
+            self.conv1.requires_grad_(False)
+        self.class_embedding = nn.Parameter(width**-0.5 * torch.randn(width))
+        positions = (input_resolution // patch_size) ** 2 + 1
+        self.positional_embedding = nn.Parameter(width**-0.5 * torch.randn(positions, width))
+        self.ln_pre = LayerNorm(width)
+        self.transformer = Transformer(width, layers, heads, **block_options)
+        self.ln_post = LayerNorm(width)
+        self.proj = nn.Parameter(width**-0.5 * torch.randn(width, output_dim))
+
+    def embed_patches(self, frames: torch.Tensor, video_frame: int) -> torch.Tensor:
+        """(N, 3, H, W) -> (N, patches, width); `video_frame` consecutive frames belong to one video."""
+        if self.linear_patch == "2d":
+            grid = self.conv1(frames.to(self.conv1.weight.dtype))
+        else:
+            if video_frame < 1 or frames.shape[0] % video_frame:
+                raise ValueError(
+                    f"linear_patch 3d needs the number of frames per video: video_frame={video_frame} "
+                    f"does not divide the {frames.shape[0]} frames"
+                )
+            clips = frames.to(self.conv2.weight.dtype).unflatten(0, (-1, video_frame)).transpose(1, 2)
+            grid = self.conv2(clips).transpose(1, 2).flatten(0, 1)
+        return grid.flatten(2).transpose(1, 2)
+
+    def forward(self, frames: torch.Tensor, video_frame: int = -1) -> torch.Tensor:
+        """(N, 3, H, W) normalised frames -> (N, D)."""
+        if tuple(frames.shape[-2:]) != (self.input_resolution, self.input_resolution):
+            raise ValueError(
+                f"frames of {frames.shape[-2]}x{frames.shape[-1]} pixels, "
+                f"but this CLIP takes {self.input_resolution}x{self.input_resolution}"
+            )
+        x = self.embed_patches(frames, video_frame)
+        class_token = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
+        x = torch.cat([class_token, x], dim=1) + self.positional_embedding.to(x.dtype)
+        x = self.transformer(self.ln_pre(x))
+        return self.ln_post(x[:, 0]) @ self.proj
+
+
+class CLIP(nn.Module):
+    """Both towers and the logit scale."""
+
+    def __init__(
+        self,
+        embed_dim: int,
+        image_resolution: int,
+        vision_layers: int,
+        vision_width: int,
+        vision_patch_size: int,
+        context_length: int,
+        vocab_size: int,
+        transformer_width: int,
+        transformer_layers: int,
+        vision_hidden_width: int | None = None,
+        transformer_hidden_width: int | None = None,
+        linear_patch: str = "2d",
+        activation: str = "quick_gelu",
+        vision_heads: int | None = None,
+        transformer_heads: int | None = None,
+    ):
+        super().__init__()
+        if linear_patch not in LINEAR_PATCHES:
+            raise ValueError(f"linear_patch {linear_patch!r} is unknown; choose from {', '.join(LINEAR_PATCHES)}")
+        self.embed_dim = embed_dim
+        self.context_length = context_length
+        self.vocab_size = vocab_size
+        self.visual = VisionTransformer(
+            image_resolution, vision_patch_size, vision_width, vision_layers,
+            vision_heads or attention_heads(vision_width), embed_dim, linear_patch,
+            activation=activation, hidden_width=vision_hidden_width,
+        )  # fmt: skip
+        self.transformer = Transformer(
+            transformer_width,
+            transformer_layers,
+            transformer_heads or attention_heads(transformer_width),
+            activation=activation,
+            hidden_width=transformer_hidden_width,
+        )
+        self.token_embedding = nn.Embedding(vocab_size, transformer_width)
+        self.positional_embedding = nn.Parameter(0.01 * torch.randn(context_length, transformer_width))
+        self.ln_final = LayerNorm(transformer_width)
+        self.text_projection = nn.Parameter(transformer_width**-0.5 * torch.randn(transformer_width, embed_dim))
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    @classmethod
+    def from_state_dict(cls, state_dict: dict[str, torch.Tensor], **options) -> "CLIP":
+        """Model whose sizes fit `state_dict` (OpenAI's names); its weights are not loaded yet.
+
+        `options` are what weights do not tell: linear_patch, activation, vision_heads, transformer_heads.
+        Raises ValueError for a ResNet CLIP or where a weight that gives a size is missing.
+        """
+        return cls(**clip_sizes(state_dict), **options)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the towers compute in: that of their matrices (float16 in the published recipe)."""
+        return self.visual.proj.dtype
+
+    def encode_image(self, frames: torch.Tensor, video_frame: int = -1) -> torch.Tensor:
+        """(N, 3, H, W) normalised frames -> (N, D)."""
+        return self.visual(frames, video_frame)
+
+    def encode_text(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(A, T) ids -> sentence vectors (A, D) and projected tokens (A, T, D).
+
+        The sentence vector is the token at the largest id, which is the end token.
+        Raises ValueError where T exceeds the context.
+        """
+        length = input_ids.shape[1]
+        if length > self.context_length:
+            raise ValueError(f"texts of {length} tokens, but this CLIP reads at most {self.context_length}")
+        x = self.token_embedding(input_ids).to(self.dtype) + self.positional_embedding[:length].to(self.dtype)
+        x = self.transformer(x, causal=True)
+        tokens = self.ln_final(x) @ self.text_projection
+        sentences = tokens[torch.arange(tokens.shape[0], device=tokens.device), input_ids.argmax(dim=-1)]
+        return sentences, tokens
+
+
+def attention_heads(width: int) -> int:
+    """CLIP's rule: 64 channels a head; for other widths the largest number of heads below it that divides the width."""
+    heads = max(1, width // 64)
+    while width % heads:
+        heads -= 1
+    return heads
+
+
+def clip_sizes(state_dict: dict[str, torch.Tensor]) -> dict[str, int]:
+    """Sizes of the ViT CLIP with these weights (OpenAI's names), as keyword arguments of `CLIP`."""
+    if "visual.layer1.0.conv1.weight" in state_dict:
+        raise ValueError("these are weights of a ResNet CLIP; only the ViT models are supported (ViT-B/32, ViT-B/16, ...)")
+    needed = (
+        "visual.conv1.weight",
+        "visual.positional_embedding",
+        "visual.proj",
+        "positional_embedding",
+        "token_embedding.weight",
+        "visual.transformer.resblocks.0.mlp.c_fc.weight",
+        "transformer.resblocks.0.mlp.c_fc.weight",
+    )
+    missing = [key for key in needed if key not in state_dict]
+    if missing:
+        raise ValueError(
+            f"these are not weights of a ViT CLIP in OpenAI's form: {', '.join(missing)} missing "
+            f"among {len(state_dict)} keys such as {', '.join(sorted(state_dict)[:3])}"
+        )
+    vision_width, _, patch_size, _ = state_dict["visual.conv1.weight"].shape
+    patches = state_dict["visual.positional_embedding"].shape[0] - 1
+    side = math.isqrt(patches)
+    if side * side != patches:
+        raise ValueError(f"visual.positional_embedding has {patches} patches, which is not a square grid")
+    context_length, transformer_width = state_dict["positional_embedding"].shape
+    return {
+        "embed_dim": state_dict["visual.proj"].shape[1],
+        "image_resolution": side * patch_size,
+        "vision_layers": count_blocks(state_dict, "visual.transformer.resblocks."),
+        "vision_width": vision_width,
+        "vision_patch_size": patch_size,
+        "context_length": context_length,
+        "vocab_size": state_dict["token_embedding.weight"].shape[0],
+        "transformer_width": transformer_width,
+        "transformer_layers": count_blocks(state_dict, "transformer.resblocks."),
+        "vision_hidden_width": state_dict["visual.transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
+        "transformer_hidden_width": state_dict["transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
+    }
+
+
+def count_blocks(state_dict: dict[str, torch.Tensor], prefix: str) -> int:
+    """Number of Transformer blocks whose keys start with `prefix`."""
+    return len({key[len(prefix) :].split(".")[0] for key in state_dict if key.startswith(prefix)})

@@ -1,0 +1,66 @@
+"""Transformers over features: `TransformerClip` mixes the frames of a video, `CrossModel` scores a text-video pair.
+
+Layout and names are those of CLIP4Clip's checkpoints; the blocks are CLIP's with LayerNorm eps 1e-12.
+"""
+
+import torch
+from torch import nn
+
+from modules.module_clip import LayerNorm, QuickGELU, Transformer, attention_heads
+
+LAYER_NORM_EPS = 1e-12
+MASKED_SCORE = -1e6  # finite, so that a row with nothing but padding stays finite; float16 cannot hold it
+
+
+def additive_padding_mask(mask: torch.Tensor) -> torch.Tensor:
+    """(N, L) of 1 real / 0 padding -> float32 (N, 1, 1, L), added to attention scores of every head and query."""
+    return ((1.0 - mask.float()) * MASKED_SCORE)[:, None, None, :]
+
+
+class TransformerClip(Transformer):
+    """Blocks that attend to the valid positions only."""
+
+    def __init__(self, width: int, layers: int):
+        super().__init__(width, layers, attention_heads(width), layer_norm_eps=LAYER_NORM_EPS)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """(N, L, width) features and (N, L) mask -> (N, L, width)."""
+        return super().forward(x, additive_padding_mask(mask))
+
+
+class CrossEmbeddings(nn.Module):
+    """Adds learned positions."""
+
+    def __init__(self, width: int, positions: int, dropout: float):
+        super().__init__()
+        self.position_embeddings = nn.Embedding(positions, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.dropout(x + self.position_embeddings.weight[: x.shape[1]])
+
+
+class CrossPooler(nn.Module):
+    """Vector of the first position."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.ln_pool = LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.dense = nn.Linear(width, width)
+        self.activation = QuickGELU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.activation(self.dense(self.ln_pool(x)[:, 0]))
+
+
+class CrossModel(nn.Module):
+    """Cross encoder over [sentence vector; frames]: (N, 1+V, width) and its mask -> (N, width)."""
+
+    def __init__(self, width: int, layers: int, positions: int, dropout: float = 0.1):
+        super().__init__()
+        self.embeddings = CrossEmbeddings(width, positions, dropout)
+        self.transformer = TransformerClip(width, layers)
+        self.pooler = CrossPooler(width)
+
+    def forward(self, features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.pooler(self.transformer(self.embeddings(features), mask))

@@ -1,0 +1,469 @@
+"""Write a learnable miniature of MSR-VTT: real mp4 files of moving shapes, with annotations in MSR-VTT's own form.
+
+    python -m scripts.make_mini_msrvtt --output data/mini_msrvtt
+
+    data/mini_msrvtt/
+      videos/video0.mp4 ...  two to four shapes one after the other, and seconds that show nothing
+      MSRVTT_data.json       {"info", "videos", "sentences"}: several captions for every video
+      MSRVTT_train.csv       video_id
+      MSRVTT_test.csv        key,vid_key,video_id,sentence: one caption per held-out video
+      segments.json          the truth: {video_id: [{start, end, colour, shape, motion}]}, null where nothing is shown
+      settings.json          the settings it was made with; the same command again writes nothing
+
+Every segment lasts whole seconds, so the usual one frame per second sees them all.  No training video shows all the
+coloured shapes of a test video, and no test caption fits two test videos, so the task is neither memory nor chance.
+"""
+
+import argparse
+import csv
+import itertools
+import json
+import math
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+# Bumped when the same settings would no longer give the same data, so that old folders are not taken for new ones.
+FORMAT = 1
+
+COLOURS = {
+    "red": (225, 30, 30),
+    "green": (30, 180, 50),
+    "blue": (40, 70, 240),
+    "yellow": (245, 230, 40),
+    "purple": (165, 40, 215),
+    "orange": (250, 135, 20),
+    "cyan": (40, 220, 225),
+    "white": (250, 250, 250),
+}
+EMPTY_KINDS = ("black", "grey", "noise")
+
+
+def polygon(corners: int, turn: float = 0.0) -> np.ndarray:
+    """Corners of a regular polygon of radius 1, the first one pointing up at turn 0 (a part of a whole turn)."""
+    angles = 2 * np.pi * (np.arange(corners) / corners + turn)
+    return np.stack([np.sin(angles), -np.cos(angles)], axis=1)
+
+
+def star_polygon() -> np.ndarray:
+    """A five-pointed star of radius 1."""
+    points = polygon(10)
+    points[1::2] *= 0.42
+    return points
+
+
+def cross_polygon() -> np.ndarray:
+    """A plus sign with arms of length 1."""
+    arm = 0.3
+    return np.array([(-arm, -1), (arm, -1), (arm, -arm), (1, -arm), (1, arm), (arm, arm),
+                     (arm, 1), (-arm, 1), (-arm, arm), (-1, arm), (-1, -arm), (-arm, -arm)])  # fmt: skip
+
+
+# Outlines about the origin, y down; a second outline is a hole.
+SHAPES = {
+    "circle": (polygon(40),),
+    "square": (polygon(4, turn=1 / 8) * 1.15,),
+    "triangle": (polygon(3) * 1.2,),
+    "star": (star_polygon() * 1.2,),
+    "cross": (cross_polygon() * 1.1,),
+    "ring": (polygon(40) * 1.1, polygon(40) * 0.62),
+}
+ROUND_SHAPES = ("circle", "ring")
+
+# What the captions call each motion.  The first frame of a segment gives it away: what moves left starts on the right.
+MOTIONS = {
+    "left": ("moves to the left", "slides left", "drifts to the left side"),
+    "right": ("moves to the right", "slides right", "drifts to the right side"),
+    "up": ("rises", "moves up", "floats upwards"),
+    "down": ("falls", "moves down", "sinks downwards"),
+    "grows": ("grows", "gets bigger and bigger"),
+    "shrinks": ("shrinks", "gets smaller and smaller"),
+    "spins": ("spins", "turns around itself"),
+    "still": ("stays still", "does not move at all"),
+}
+OPENINGS = ("", "", "a clip where ", "in this video ", "you can see that ", "a short film in which ", "here ")
+JOINTS = (" and then ", ", after that ", ", then ", " followed by a scene where ", ", a moment later ", " before ")
+CLOSINGS = ("", "", "", " on the screen", " in the video", " while nothing else happens", " in front of a plain wall")
+LIST_OPENINGS = ("", "there is ", "you can see ", "a video of ", "someone shows ", "an animation with ")
+LIST_JOINTS = (" and ", ", ", " and also ", " followed by ")
+ADJECTIVES = ("", "", "", "big ", "bright ")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What a video shows from second `start` to second `end`; all None where it shows nothing."""
+
+    start: int
+    end: int
+    colour: str | None = None
+    shape: str | None = None
+    motion: str | None = None
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video to be drawn: its segments in order, and its captions."""
+
+    video_id: str
+    segments: tuple[Segment, ...]
+    captions: tuple[str, ...]
+
+    @property
+    def content(self) -> frozenset[tuple[str, str]]:
+        """The (colour, shape) pairs that the video shows, without their order."""
+        return frozenset((segment.colour, segment.shape) for segment in self.segments if segment.colour)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides what is written; sizes in pixels, lengths in seconds."""
+
+    train_videos: int = 600
+    test_videos: int = 100
+    captions_per_video: int = 6
+    width: int = 64
+    height: int = 64
+    seconds_per_segment: int = 1
+    max_segments: int = 3
+    fps: int = 8
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise ValueError naming the first value that gives no data set."""
+        for name in ("train_videos", "test_videos", "captions_per_video", "seconds_per_segment"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.max_segments not in (2, 3, 4):
+            raise ValueError(f"max_segments must be 2, 3 or 4, not {self.max_segments}")
+        for name in ("width", "height"):
+            if getattr(self, name) < 16 or getattr(self, name) % 2:
+                raise ValueError(f"{name} must be even and at least 16 pixels, not {getattr(self, name)}")
+        if self.fps < 1:
+            raise ValueError(f"fps must be at least 1, not {self.fps}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, not {self.seed}")
+
+
+def describe(segments: list[Segment], choose: random.Random) -> str:
+    """One caption that names colour and shape of each of these segments, in their order."""
+    phrases = [f"a {choose.choice(ADJECTIVES)}{segment.colour} {segment.shape}" for segment in segments]
+    if choose.random() < 0.4:
+        joint = choose.choice(LIST_JOINTS)
+        return choose.choice(LIST_OPENINGS) + joint.join(phrases) + choose.choice(CLOSINGS)
+    actions = [
+        f"{phrase} {choose.choice(MOTIONS[segment.motion])}" for phrase, segment in zip(phrases, segments, strict=True)
+    ]
+    caption = choose.choice(OPENINGS) + actions[0]
+    for action in actions[1:]:
+        caption += choose.choice(JOINTS) + action
+    return caption + choose.choice(CLOSINGS)
+
+
+def draw_captions(segments: tuple[Segment, ...], count: int, choose: random.Random) -> tuple[str, ...]:
+    """Captions of one video: the first names everything it shows, a third of the others only a part."""
+    shown = [segment for segment in segments if segment.colour]
+    captions = []
+    for index in range(count):
+        named = shown
+        if index > 0 and choose.random() < 1 / 3:
+            size = choose.randint(1, len(shown) - 1)
+            named = [shown[place] for place in sorted(choose.sample(range(len(shown)), size))]
+        captions.append(describe(named, choose))
+    return tuple(captions)
+
+
+def draw_segments(settings: Settings, choose: random.Random) -> tuple[Segment, ...]:
+    """Two to `max_segments` shapes of different colours, and one empty piece or more; `max_segments` + 1 at most."""
+    shown = []
+    for colour in choose.sample(list(COLOURS), choose.randint(2, settings.max_segments)):
+        shape = choose.choice(list(SHAPES))
+        # A round thing that spins looks like one that stays still.
+        motions = [motion for motion in MOTIONS if not (motion == "spins" and shape in ROUND_SHAPES)]
+        shown.append((colour, shape, choose.choice(motions)))
+    pieces = list(shown)
+    for _ in range(choose.randint(1, settings.max_segments + 1 - len(shown))):
+        pieces.insert(choose.randint(0, len(pieces)), (None, None, None))
+    segments, start = [], 0
+    for colour, shape, motion in pieces:
+        end = start + choose.randint(1, settings.seconds_per_segment)
+        segments.append(Segment(start, end, colour, shape, motion))
+        start = end
+    return tuple(segments)
+
+
+def content_words(video: Video) -> set[str]:
+    """The words for colours, shapes and motions in the captions of a video."""
+    motion_words = " ".join(itertools.chain.from_iterable(MOTIONS.values())).split()
+    said = set(re.findall(r"[a-z]+", " ".join(video.captions)))
+    return said & {*COLOURS, *SHAPES, *motion_words}
+
+
+def plan_videos(settings: Settings) -> tuple[list[Video], list[Video]]:
+    """Training videos and held-out test videos; ValueError when the settings leave no room for the held-out ones.
+
+    A test video is kept when no training video shows all of its coloured shapes, no other test video shows all of
+    its coloured shapes or only such, and its captions call no colour, shape or motion by a word that training lacks.
+    """
+    choose = random.Random(settings.seed)
+
+    def draw(index: int) -> Video:
+        segments = draw_segments(settings, choose)
+        return Video(f"video{index}", segments, draw_captions(segments, settings.captions_per_video, choose))
+
+    train = [draw(index) for index in range(settings.train_videos)]
+    words = set().union(*map(content_words, train))
+    test: list[Video] = []
+    for _ in range(200 * settings.test_videos):
+        video = draw(settings.train_videos + len(test))
+        known = content_words(video) <= words
+        seen = any(video.content <= other.content for other in train)
+        alike = any(video.content <= other.content or other.content <= video.content for other in test)
+        if known and not seen and not alike:
+            test.append(video)
+            if len(test) == settings.test_videos:
+                return train, test
+    raise ValueError(
+        f"test_videos {settings.test_videos} is too many beside train_videos {settings.train_videos}: only "
+        f"{len(test)} could be told apart from each other and from training, in words that training uses"
+    )
+
+
+def draw_background(settings: Settings, pixels: np.random.Generator) -> np.ndarray:
+    """(H, W, 3) float: a dull, dark tint with a slope and soft spots."""
+    shape = (settings.height, settings.width)
+    tint = pixels.uniform(35, 95) + pixels.uniform(-12, 12, size=3)
+    across = np.linspace(-1, 1, shape[1])[None, :] * pixels.uniform(-18, 18)
+    down = np.linspace(-1, 1, shape[0])[:, None] * pixels.uniform(-18, 18)
+    spots = cv2.resize(pixels.uniform(-12, 12, size=(4, 4)), shape[::-1], interpolation=cv2.INTER_CUBIC)
+    return tint + (across + down + spots)[:, :, None]
+
+
+def draw_empty(settings: Settings, frames: int, pixels: np.random.Generator) -> Iterator[np.ndarray]:
+    """Frames that say nothing: black, plain grey, or the noise of a dead channel."""
+    kind = EMPTY_KINDS[pixels.integers(len(EMPTY_KINDS))]
+    shade = {"black": 0, "grey": int(pixels.integers(70, 150)), "noise": 0}[kind]
+    for _ in range(frames):
+        frame = np.full((settings.height, settings.width, 3), shade, np.uint8)
+        if kind == "noise":
+            frame[:] = pixels.integers(0, 256, size=(settings.height, settings.width, 1), dtype=np.uint8)
+        yield frame
+
+
+def place(motion: str, progress: float) -> tuple[float, float, float, float]:
+    """Centre (x, y) and radius in half frame heights, and turn in radians, at `progress` from 0 to 1."""
+    reach = 0.42 * (1 - 2 * progress)
+    x, y, radius, turn = 0.0, 0.0, 0.5, 0.0
+    if motion in ("left", "right"):
+        x = reach if motion == "left" else -reach
+    elif motion in ("up", "down"):
+        y = reach if motion == "up" else -reach
+    elif motion in ("grows", "shrinks"):
+        radius = 0.34 + 0.5 * (progress if motion == "grows" else 1 - progress)
+    elif motion == "spins":
+        turn = 0.5 + 2 * math.pi * progress
+    return x, y, radius, turn
+
+
+def draw_shape(segment: Segment, settings: Settings, pixels: np.random.Generator) -> Iterator[np.ndarray]:
+    """The frames of a segment: its shape in motion before a still background.  Stays inside the central square."""
+    background = draw_background(settings, pixels).clip(0, 255).astype(np.uint8)
+    colour = np.clip(np.array(COLOURS[segment.colour]) + pixels.uniform(-12, 12, size=3), 0, 255).tolist()
+    shift = pixels.uniform(-0.1, 0.1, size=2)
+    scale = pixels.uniform(0.88, 1.12)
+    half = min(settings.width, settings.height) / 2
+    centre = np.array([settings.width / 2, settings.height / 2]) - 0.5
+    frames = (segment.end - segment.start) * settings.fps
+    for index in range(frames):
+        x, y, radius, turn = place(segment.motion, index / frames)
+        rotation = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
+        origin = centre + half * (np.array([x, y]) + shift)
+        # cv2 takes corners as integers; the last 4 bits are sixteenths of a pixel.
+        outlines = [
+            np.round((origin + half * radius * scale * outline @ rotation) * 16).astype(np.int32)
+            for outline in SHAPES[segment.shape]
+        ]
+        frame = background.copy()
+        cv2.fillPoly(frame, outlines, colour, lineType=cv2.LINE_AA, shift=4)
+        yield frame
+
+
+def draw_frames(video: Video, settings: Settings) -> Iterator[np.ndarray]:
+    """All frames of a video, (H, W, 3) uint8 RGB; the same settings and video give the same pixels."""
+    pixels = np.random.default_rng([settings.seed, int(video.video_id.removeprefix("video"))])
+    for segment in video.segments:
+        if segment.colour:
+            yield from draw_shape(segment, settings, pixels)
+        else:
+            yield from draw_empty(settings, (segment.end - segment.start) * settings.fps, pixels)
+
+
+def write_video(path: Path, frames: Iterator[np.ndarray], settings: Settings) -> None:
+    """Encode the frames as MPEG-4; the file appears under its name only when it is complete."""
+    unfinished = path.with_name(f"unfinished_{path.name}")
+    writer = cv2.VideoWriter(
+        str(unfinished), cv2.VideoWriter_fourcc(*"mp4v"), settings.fps, (settings.width, settings.height)
+    )
+    if not writer.isOpened():
+        raise OSError(f"OpenCV cannot write mp4 files here: {unfinished}")
+    for frame in frames:
+        writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+    writer.release()
+    unfinished.replace(path)
+
+
+def write_annotations(output: Path, train: list[Video], test: list[Video]) -> None:
+    """The json and both csv files in MSR-VTT's form, and the truth in segments.json."""
+    videos, sentences = [], []
+    for index, video in enumerate(train + test):
+        videos.append(
+            {
+                "video_id": video.video_id,
+                "category": index % 20,
+                "url": "",
+                "start time": 0.0,
+                "end time": float(video.segments[-1].end),
+                "split": "train" if index < len(train) else "test",
+                "id": index,
+            }
+        )
+        for caption in video.captions:
+            sentences.append({"caption": caption, "video_id": video.video_id, "sen_id": len(sentences)})
+    info = {"description": "A miniature of MSR-VTT made of moving shapes", "version": str(FORMAT)}
+    write_json(output / "MSRVTT_data.json", {"info": info, "videos": videos, "sentences": sentences})
+    write_json(
+        output / "segments.json",
+        {video.video_id: [asdict(segment) for segment in video.segments] for video in train + test},
+    )
+    with (output / "MSRVTT_train.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([("video_id",), *((video.video_id,) for video in train)])
+    with (output / "MSRVTT_test.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("key", "vid_key", "video_id", "sentence"))
+        for index, video in enumerate(test):
+            number = video.video_id.removeprefix("video")
+            writer.writerow((f"ret{index}", f"msr{number}", video.video_id, video.captions[0]))
+
+
+def write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class MiniMsrvtt:
+    """Where the parts of a miniature lie."""
+
+    videos: Path
+    data: Path
+    train_csv: Path
+    test_csv: Path
+    segments: Path
+
+
+def write_mini_msrvtt(output: Path | str, *, progress: bool = False, **settings: int) -> MiniMsrvtt:
+    """Write the miniature to `output` (see `Settings` for the keywords) and return its paths.
+
+    A folder that the same settings have already filled is left as it is, and an interrupted one is done again.
+    Raises ValueError for bad settings and FileExistsError for a folder with anything else in it.
+    """
+    chosen = Settings(**settings)
+    chosen.check()
+    output = Path(output)
+    paths = MiniMsrvtt(
+        videos=output / "videos",
+        data=output / "MSRVTT_data.json",
+        train_csv=output / "MSRVTT_train.csv",
+        test_csv=output / "MSRVTT_test.csv",
+        segments=output / "segments.json",
+    )
+    record = {"format": FORMAT, **asdict(chosen)}
+    claim_folder(output, record)
+    train, test = plan_videos(chosen)
+    files = {video.video_id: paths.videos / f"{video.video_id}.mp4" for video in train + test}
+    # The annotations come last, so that their presence says the videos were finished.
+    annotations = (paths.data, paths.train_csv, paths.test_csv, paths.segments)
+    if all(path.is_file() for path in itertools.chain(annotations, files.values())):
+        return paths
+    paths.videos.mkdir(exist_ok=True)
+    for video in tqdm(train + test, desc=f"videos to {paths.videos}", unit="video", disable=not progress):
+        write_video(files[video.video_id], draw_frames(video, chosen), chosen)
+    write_annotations(output, train, test)
+    return paths
+
+
+def claim_folder(output: Path, record: dict) -> None:
+    """Mark an empty folder as ours, or check that the one there was made with the same settings."""
+    if output.exists() and not output.is_dir():
+        raise FileExistsError(f"{output} is a file, not a folder")
+    settings_file = output / "settings.json"
+    if settings_file.is_file():
+        found = json.loads(settings_file.read_text(encoding="utf-8"))
+        if found != record:
+            raise FileExistsError(
+                f"{output} was made with other settings: {found}, not {record}; choose another folder"
+            )
+    elif output.is_dir() and any(output.iterdir()):
+        raise FileExistsError(f"{output} is not empty and was not made by this script; choose another folder")
+    else:
+        output.mkdir(parents=True, exist_ok=True)
+        write_json(settings_file, record)
+
+
+def frame_size(text: str) -> tuple[int, int]:
+    """`64x48` -> (64, 48)."""
+    width, separator, height = text.partition("x")
+    if not (separator and width.isdecimal() and height.isdecimal()):
+        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT in pixels, such as 64x64, not {text!r}")
+    return int(width), int(height)
+
+
+def get_args(argv: list[str] | None = None) -> tuple[Path, Settings]:
+    """Parse the command line into the folder and the settings; bad values are argument errors."""
+    default = Settings()
+    parser = argparse.ArgumentParser(
+        description="Write a learnable miniature of MSR-VTT made of moving shapes.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder to write, empty or written before")
+    parser.add_argument("--train_videos", type=int, default=default.train_videos, help="videos for training")
+    parser.add_argument("--test_videos", type=int, default=default.test_videos, help="held-out videos")
+    parser.add_argument(
+        "--captions_per_video", type=int, default=default.captions_per_video, help="captions in the json"
+    )
+    parser.add_argument("--size", type=frame_size, default=(default.width, default.height), help="frame WIDTHxHEIGHT")
+    parser.add_argument(
+        "--seconds_per_segment", type=int, default=default.seconds_per_segment, help="longest segment, in whole seconds"
+    )
+    parser.add_argument(
+        "--max_segments", type=int, default=default.max_segments, help="most shapes in a video: 2, 3, 4"
+    )
+    parser.add_argument("--fps", type=int, default=default.fps, help="frames per second")
+    parser.add_argument("--seed", type=int, default=default.seed, help="seed of everything that is drawn")
+    values = vars(parser.parse_args(argv))
+    output = values.pop("output")
+    width, height = values.pop("size")
+    settings = Settings(width=width, height=height, **values)
+    try:
+        settings.check()
+    except ValueError as error:
+        parser.error(str(error))
+    return output, settings
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write the miniature that the command line asks for and say where it is."""
+    output, settings = get_args(argv)
+    try:
+        paths = write_mini_msrvtt(output, progress=True, **asdict(settings))
+    except (ValueError, FileExistsError) as error:
+        raise SystemExit(f"make_mini_msrvtt: {error}") from error
+    print(f"{output}: {settings.train_videos} training and {settings.test_videos} test videos in {paths.videos}")
+
+
+if __name__ == "__main__":
+    main()
