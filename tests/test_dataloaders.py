@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_rawvideo_util import write_clip
+from tests.test_rawvideo_util import write_clip
 
 from dataloaders import data_dataloaders
 from dataloaders.annotations import Caption, MissingVideosError

@@ -1,0 +1,71 @@
+"""The cases of golden/peer_parity.npz as this project's flags and weights."""
+
+import json
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch import nn
+
+from modules.modeling import CLIP4Clip
+
+INTERACTION_HEADS = {"dp": "meanP", "ti": "ti", "wti": "wti"}
+
+
+@dataclass(frozen=True)
+class GoldenCase:
+    """One reference model: its flags, weights, outputs and norms of the gradients of its training loss."""
+
+    name: str
+    peer: str
+    task_config: SimpleNamespace
+    state_dict: dict[str, torch.Tensor]
+    outputs: dict[str, torch.Tensor]
+    gradient_norms: dict[str, float]
+
+    def model(self) -> CLIP4Clip:
+        """The model with the case's weights; dropout is off, as it was for the reference numbers."""
+        model = CLIP4Clip.from_pretrained("cross-base", state_dict=self.state_dict, task_config=self.task_config)
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        return model
+
+
+def load_case(archive: dict[str, np.ndarray], name: str) -> GoldenCase:
+    """The case `name` of the archive."""
+    flags = next(case for case in json.loads(str(archive["cases"])) if case["name"] == name)
+    is_drl = flags["peer"] == "DRL"
+    head = INTERACTION_HEADS[flags.get("interaction", "wti")] if is_drl else flags.get("sim_header", "meanP")
+    task_config = SimpleNamespace(
+        pretrained_clip_name="ViT-B/32",
+        max_words=9,
+        max_frames=5,
+        cross_num_hidden_layers=2,
+        sim_header=head,
+        linear_patch=flags.get("linear_patch", "2d"),
+        agg_module=flags.get("agg_module", "none"),
+        wti_arch=flags.get("wti_arch", 2),
+    )
+    clip = {f"clip.{key}": value for key, value in tensors_below(archive, "clip/").items()}
+    return GoldenCase(
+        name=name,
+        peer=flags["peer"],
+        task_config=task_config,
+        state_dict={**clip, **tensors_below(archive, f"case/{name}/state/")},
+        outputs=tensors_below(archive, f"case/{name}/out/"),
+        gradient_norms={
+            key: value.item() for key, value in tensors_below(archive, f"case/{name}/gradnorm/").items()
+        },
+    )
+
+
+def load_inputs(archive: dict[str, np.ndarray]) -> tuple[torch.Tensor, ...]:
+    """input_ids, segment_ids, attention_mask, video, video_mask: the order of `CLIP4Clip.forward`."""
+    inputs = tensors_below(archive, "in/")
+    return tuple(inputs[key] for key in ("input_ids", "segment_ids", "attention_mask", "video", "video_mask"))
+
+
+def tensors_below(archive: dict[str, np.ndarray], prefix: str) -> dict[str, torch.Tensor]:
+    return {key.removeprefix(prefix): torch.tensor(value) for key, value in archive.items() if key.startswith(prefix)}
