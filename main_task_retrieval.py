@@ -210,6 +210,8 @@ def check_args(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name} {getattr(args, name)} must be at least 1")
     if args.num_thread_reader < 0:
         raise ValueError(f"--num_thread_reader {args.num_thread_reader} must not be negative")
+    if not 0 <= args.seed < 2**32:  # numpy's bound
+        raise ValueError(f"--seed {args.seed} must be in [0, {2**32 - 1}]")
     if not (args.lr > 0 and math.isfinite(args.lr)):
         raise ValueError(f"--lr {args.lr} must be a positive number")
     if not (args.coef_lr >= 0 and math.isfinite(args.coef_lr)):

@@ -2,7 +2,9 @@
 
 import difflib
 import logging
+import os
 import re
+import tempfile
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -32,6 +34,7 @@ CLIP_CACHE = Path("~/.cache/clip")  # where OpenAI's package and open_clip keep 
 # options of open_clip configurations that change only sizes, which we read from the weights, or only training
 NEUTRAL_VISION_OPTIONS = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio", "patch_dropout"}
 NEUTRAL_TEXT_OPTIONS = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
+OPEN_CLIP_TEXT_HEADS = 8  # of a configuration that does not say it
 
 # new heads start from the layers of CLIP's text tower, as CLIP4Clip's do
 TEXT_TOWER_SOURCES = {
@@ -67,8 +70,10 @@ def describe_clip(name: str) -> ClipSource:
     if name in OPENAI_CLIPS:
         file_name, open_clip_model = OPENAI_CLIPS[name]
         return ClipSource(name, None, file_name, open_clip_model, "openai", OPENAI_CONTEXT_LENGTH)
-    if re.match(r"(https?|s3)://", name) or Path(name).expanduser().is_file():
+    if re.match(r"(https?|s3)://", name):
         return ClipSource(name, path=name)
+    if Path(name).expanduser().is_file():
+        return ClipSource(name, path=str(Path(name).expanduser()))
     if ":" in name:
         return describe_open_clip(name)
     raise ValueError(
@@ -102,13 +107,13 @@ def describe_open_clip(name: str) -> ClipSource:
     quick = bool(config.get("quick_gelu") or pretrained.get("quick_gelu"))
     return ClipSource(
         name,
-        path=tag if is_file else None,
+        path=str(Path(tag).expanduser()) if is_file else None,
         open_clip_model=model,
         open_clip_tag=None if is_file else tag,
         context_length=text.get("context_length", OPENAI_CONTEXT_LENGTH),
         activation="quick_gelu" if quick else "gelu",
         vision_heads=vision["width"] // vision.get("head_width", 64),
-        transformer_heads=text.get("heads"),
+        transformer_heads=text.get("heads", OPEN_CLIP_TEXT_HEADS),
         mean=tuple(pretrained.get("mean", OPENAI_MEAN)),
         std=tuple(pretrained.get("std", OPENAI_STD)),
     )
@@ -122,7 +127,8 @@ def locate_clip(source: ClipSource, cache_dir: str | None = None) -> str:
     """
     if source.path is not None:
         return cached_path(source.path, cache_dir or None)
-    folders = [Path(__file__).parent, *([Path(cache_dir)] if cache_dir else []), CLIP_CACHE.expanduser()]
+    download_folder = Path(cache_dir).expanduser() if cache_dir else CLIP_CACHE.expanduser()
+    folders = list(dict.fromkeys([Path(__file__).parent, download_folder, CLIP_CACHE.expanduser()]))
     if source.openai_file is not None:
         for folder in folders:
             if (folder / source.openai_file).is_file():
@@ -132,8 +138,7 @@ def locate_clip(source: ClipSource, cache_dir: str | None = None) -> str:
     config = pretrained.get_pretrained_cfg(source.open_clip_model, source.open_clip_tag)
     try:
         if source.openai_file is not None and config.get("url"):
-            # OpenAI's own file: open_clip shows the progress and checks the sha256 that the address holds
-            return pretrained.download_pretrained_from_url(config["url"], cache_dir=cache_dir or None)
+            return download_openai_file(config["url"], download_folder, source.openai_file)
         return pretrained.download_pretrained(config, cache_dir=cache_dir or None)
     except Exception as error:  # the libraries below raise errors of many kinds; all mean that no file came
         hint = (
@@ -145,6 +150,17 @@ def locate_clip(source: ClipSource, cache_dir: str | None = None) -> str:
             f"weights of --pretrained_clip_name {source.name} could not be downloaded "
             f"({type(error).__name__}: {error}); {hint}"
         ) from error
+
+
+def download_openai_file(url: str, folder: Path, file_name: str) -> str:
+    """OpenAI's own file, in `folder`; open_clip shows the progress and checks the sha256 that the address holds."""
+    from open_clip.pretrained import download_pretrained_from_url
+
+    folder.mkdir(parents=True, exist_ok=True)
+    # a folder of its own until the file is whole: the next run would take what a download that broke off left behind
+    with tempfile.TemporaryDirectory(dir=folder) as unfinished:
+        os.replace(download_pretrained_from_url(url, cache_dir=unfinished), folder / file_name)
+    return str(folder / file_name)
 
 
 def read_clip_weights(source: ClipSource, cache_dir: str | None = None) -> dict[str, torch.Tensor]:
@@ -241,7 +257,7 @@ def summarize_keys(keys: Iterable[str]) -> str:
 
 
 def load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> WeightReport:
-    """Load `weights` (keys of the whole model, `clip.*` and heads) and start the heads that they lack from CLIP's layers.
+    """Load `weights` (keys of the whole model: `clip.*`, heads) and start the heads that they lack from CLIP's layers.
 
     Raises ValueError where a shape differs, naming keys and both shapes, and where a weight of CLIP is missing.
     """
@@ -294,7 +310,9 @@ def fresh_from_clip(key: str, weights: dict[str, torch.Tensor]) -> torch.Tensor 
 
 def head_block_count(weights: dict[str, torch.Tensor]) -> int | None:
     """Number of Transformer blocks of the head in a checkpoint, None where it has no such head."""
-    counts = (count_blocks(weights, prefix) for prefix in ("transformerClip.resblocks.", "cross.transformer.resblocks."))
+    counts = (
+        count_blocks(weights, prefix) for prefix in ("transformerClip.resblocks.", "cross.transformer.resblocks.")
+    )
     return next((count for count in counts if count), None)
 
 
@@ -307,7 +325,9 @@ def freeze_clip_layers(clip: CLIP, freeze_layer_num: int) -> list[str]:
     """
     deepest = max(len(clip.transformer.resblocks), len(clip.visual.transformer.resblocks))
     if not -1 <= freeze_layer_num <= deepest:
-        raise ValueError(f"--freeze_layer_num {freeze_layer_num} is not between -1 (freeze nothing) and {deepest} blocks")
+        raise ValueError(
+            f"--freeze_layer_num {freeze_layer_num} is not between -1 (freeze nothing) and {deepest} blocks"
+        )
     if freeze_layer_num == -1:
         return []
     frozen_parts = (

@@ -30,7 +30,9 @@ import numpy as np
 from tqdm import tqdm
 
 # Bumped when the same settings would no longer give the same data, so that old folders are not taken for new ones.
-FORMAT = 1
+FORMAT = 2
+# So many candidates for the test set rejected one after the other mean that there is no room for another.
+REJECTIONS_IN_A_ROW = 1000
 
 COLOURS = {
     "red": (225, 30, 30),
@@ -218,16 +220,22 @@ def plan_videos(settings: Settings) -> tuple[list[Video], list[Video]]:
 
     train = [draw(index) for index in range(settings.train_videos)]
     words = set().union(*map(content_words, train))
-    test: list[Video] = []
-    for _ in range(200 * settings.test_videos):
+    train_contents = {video.content for video in train}
+    test: dict[frozenset, Video] = {}
+    rejected = 0
+    while len(test) < settings.test_videos and rejected < REJECTIONS_IN_A_ROW:
         video = draw(settings.train_videos + len(test))
         known = content_words(video) <= words
-        seen = any(video.content <= other.content for other in train)
-        alike = any(video.content <= other.content or other.content <= video.content for other in test)
+        content = video.content
+        seen = any(content <= other for other in train_contents)
+        alike = any(content <= other or other <= content for other in test)
         if known and not seen and not alike:
-            test.append(video)
-            if len(test) == settings.test_videos:
-                return train, test
+            test[content] = video
+            rejected = 0
+        else:
+            rejected += 1
+    if len(test) == settings.test_videos:
+        return train, list(test.values())
     raise ValueError(
         f"test_videos {settings.test_videos} is too many beside train_videos {settings.train_videos}: only "
         f"{len(test)} could be told apart from each other and from training, in words that training uses"
@@ -257,21 +265,21 @@ def draw_empty(settings: Settings, frames: int, pixels: np.random.Generator) -> 
 
 def place(motion: str, progress: float) -> tuple[float, float, float, float]:
     """Centre (x, y) and radius in half frame heights, and turn in radians, at `progress` from 0 to 1."""
-    reach = 0.42 * (1 - 2 * progress)
-    x, y, radius, turn = 0.0, 0.0, 0.5, 0.0
+    reach = 0.22 * (1 - 2 * progress)
+    x, y, radius, turn = 0.0, 0.0, 0.62, 0.0
     if motion in ("left", "right"):
         x = reach if motion == "left" else -reach
     elif motion in ("up", "down"):
         y = reach if motion == "up" else -reach
     elif motion in ("grows", "shrinks"):
-        radius = 0.34 + 0.5 * (progress if motion == "grows" else 1 - progress)
+        radius = 0.45 + 0.35 * (progress if motion == "grows" else 1 - progress)
     elif motion == "spins":
         turn = 0.5 + 2 * math.pi * progress
     return x, y, radius, turn
 
 
 def draw_shape(segment: Segment, settings: Settings, pixels: np.random.Generator) -> Iterator[np.ndarray]:
-    """The frames of a segment: its shape in motion before a still background.  Stays inside the central square."""
+    """The frames of a segment: its shape in motion before a still background, about within the central square."""
     background = draw_background(settings, pixels).clip(0, 255).astype(np.uint8)
     colour = np.clip(np.array(COLOURS[segment.colour]) + pixels.uniform(-12, 12, size=3), 0, 255).tolist()
     shift = pixels.uniform(-0.1, 0.1, size=2)
@@ -382,8 +390,8 @@ def write_mini_msrvtt(output: Path | str, *, progress: bool = False, **settings:
         segments=output / "segments.json",
     )
     record = {"format": FORMAT, **asdict(chosen)}
-    claim_folder(output, record)
     train, test = plan_videos(chosen)
+    claim_folder(output, record)
     files = {video.video_id: paths.videos / f"{video.video_id}.mp4" for video in train + test}
     # The annotations come last, so that their presence says the videos were finished.
     annotations = (paths.data, paths.train_csv, paths.test_csv, paths.segments)

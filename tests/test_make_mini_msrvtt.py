@@ -1,7 +1,8 @@
-"""The miniature MSR-VTT: its videos show what segments.json says, its files have MSR-VTT's form, its test set is fair."""
+"""The miniature MSR-VTT: its videos show what segments.json says, its files have MSR-VTT's form, its test is fair."""
 
 import csv
 import hashlib
+import itertools
 import json
 import re
 
@@ -97,7 +98,7 @@ def test_the_colour_of_each_second_is_the_one_in_the_truth(tmp_path, options):
 def test_the_truth_covers_whole_seconds_without_gaps(miniature):
     for segments in json.loads(miniature.segments.read_text()).values():
         assert segments[0]["start"] == 0
-        assert all(left["end"] == right["start"] for left, right in zip(segments, segments[1:], strict=False))
+        assert all(left["end"] == right["start"] for left, right in itertools.pairwise(segments))
         assert all(set(segment) == {"start", "end", "colour", "shape", "motion"} for segment in segments)
         shown = [segment for segment in segments if segment["colour"]]
         assert 2 <= len(shown) <= 3 and len(shown) < len(segments) <= 4

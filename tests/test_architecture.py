@@ -1,0 +1,383 @@
+"""The rules that hold the files together: who imports whom, importing acts on nothing, and the list of flags."""
+
+import ast
+import doctest
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from main_task_retrieval import build_parser
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PACKAGES = sorted(file.parent.name for file in REPOSITORY.glob("*/__init__.py") if file.parent.name != "tests")
+
+EVERYTHING = {"util", "metrics", "dataloaders", "modules", "scripts"}
+# module or package -> what it may import of the project; the longest name that fits a file decides
+ALLOWED_IMPORTS = {
+    "main_task_retrieval": EVERYTHING - {"scripts"},
+    "scripts": EVERYTHING,
+    "util": set(),
+    "metrics": set(),
+    "dataloaders": {"dataloaders"},
+    "dataloaders.annotations": set(),
+    "dataloaders.rawvideo_util": set(),
+    "modules": {"modules"},
+    "modules.distributed": set(),
+    "modules.losses": {"modules.token_interaction"},
+    "modules.optimization": set(),
+    "modules.token_interaction": set(),
+}
+
+# what may be called while a file is imported: these build a value and touch nothing else
+PURE_CALLS = {
+    "logging.getLogger", "math.log", "re.compile", "Path", "partial", "frozenset", "tuple",
+    "dataclass", "field", "contextmanager", "property", "staticmethod", "classmethod", "record", "torch.no_grad",
+    "polygon", "star_polygon", "cross_polygon",
+}  # fmt: skip
+
+# name, type (bool: a switch without a value), default
+CLIP4CLIP_FLAGS = [
+    ("do_pretrain", bool, False),
+    ("do_train", bool, False),
+    ("do_eval", bool, False),
+    ("train_csv", str, "data/.train.csv"),
+    ("val_csv", str, "data/.val.csv"),
+    ("data_path", str, "data/caption.pickle"),
+    ("features_path", str, "data/videos_feature.pickle"),
+    ("num_thread_reader", int, 1),
+    ("lr", float, 0.0001),
+    ("epochs", int, 20),
+    ("batch_size", int, 256),
+    ("batch_size_val", int, 3500),
+    ("lr_decay", float, 0.9),
+    ("n_display", int, 100),
+    ("video_dim", int, 1024),
+    ("seed", int, 42),
+    ("max_words", int, 20),
+    ("max_frames", int, 100),
+    ("feature_framerate", int, 1),
+    ("margin", float, 0.1),
+    ("hard_negative_rate", float, 0.5),
+    ("negative_weighting", int, 1),
+    ("n_pair", int, 1),
+    ("output_dir", str, None),  # required
+    ("cross_model", str, "cross-base"),
+    ("init_model", str, None),
+    ("resume_model", str, None),
+    ("do_lower_case", bool, False),
+    ("warmup_proportion", float, 0.1),
+    ("gradient_accumulation_steps", int, 1),
+    ("n_gpu", int, 1),
+    ("cache_dir", str, ""),
+    ("fp16", bool, False),
+    ("fp16_opt_level", str, "O1"),
+    ("task_type", str, "retrieval"),
+    ("datatype", str, "msrvtt"),
+    ("world_size", int, 0),
+    ("local_rank", int, 0),
+    ("rank", int, 0),
+    ("coef_lr", float, 1.0),
+    ("use_mil", bool, False),
+    ("sampled_use_mil", bool, False),
+    ("text_num_hidden_layers", int, 12),
+    ("visual_num_hidden_layers", int, 12),
+    ("cross_num_hidden_layers", int, 4),
+    ("loose_type", bool, False),
+    ("expand_msrvtt_sentences", bool, False),
+    ("train_frame_order", int, 0),
+    ("eval_frame_order", int, 0),
+    ("freeze_layer_num", int, 0),
+    ("slice_framepos", int, 0),
+    ("linear_patch", str, "2d"),
+    ("sim_header", str, "meanP"),
+    ("pretrained_clip_name", str, "ViT-B/32"),
+]
+OUR_FLAGS = [
+    ("agg_module", str, "none"),
+    ("wti_arch", int, 2),
+    ("wti_padding", str, "zero"),
+    ("precision", str, None),  # by the device
+]
+CHOICES = {
+    "task_type": ["retrieval"],
+    "datatype": ["msrvtt"],
+    "train_frame_order": [0, 1, 2],
+    "eval_frame_order": [0, 1, 2],
+    "slice_framepos": [0, 1, 2],
+    "linear_patch": ["2d", "3d"],
+    "sim_header": ["meanP", "seqLSTM", "seqTransf", "tightTransf", "ti", "wti"],
+    "agg_module": ["none", "seqLSTM", "seqTransf"],
+    "wti_arch": [1, 2, 3],
+    "wti_padding": ["zero", "exclude"],
+    "precision": ["clip_fp16", "fp32"],
+}
+
+
+def product_files() -> dict[str, Path]:
+    """Dotted module name -> file, of all that is not a test."""
+    files = [*REPOSITORY.glob("*.py"), *(file for name in PACKAGES for file in (REPOSITORY / name).rglob("*.py"))]
+    return {
+        ".".join(file.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__"): file
+        for file in sorted(files)
+    }
+
+
+FILES = product_files()
+TREES = {name: ast.parse(file.read_text(encoding="utf-8"), str(file)) for name, file in FILES.items()}
+
+
+def imported_modules(tree: ast.AST) -> set[str]:
+    """Dotted names that the imports in `tree` load, in functions too; `from package import module` names the module."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: imports here are absolute"
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= (submodules & FILES.keys()) or {node.module}
+    return names
+
+
+PROJECT = {name.split(".")[0] for name in FILES}
+PROJECT_IMPORTS = {
+    name: {other for other in imported_modules(tree) if other.split(".")[0] in PROJECT} for name, tree in TREES.items()
+}
+
+
+def is_within(name: str, packages: set[str]) -> bool:
+    """True where `name` is one of the packages or below one."""
+    return any(f"{name}.".startswith(f"{package}.") for package in packages)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_import_rule(name):
+    rules = [rule for rule in ALLOWED_IMPORTS if is_within(name, {rule})]
+    assert rules, f"{name} has no import rule: give it one in ALLOWED_IMPORTS"
+    allowed = ALLOWED_IMPORTS[max(rules, key=len)]
+    assert {other for other in PROJECT_IMPORTS[name] if not is_within(other, allowed)} == set()
+
+
+def test_the_parser_sees_the_imports():
+    """What the rule is held against is not empty: a few edges that anyone can read in the files."""
+    assert {"util", "metrics", "modules.modeling", "dataloaders.data_dataloaders"} <= PROJECT_IMPORTS[
+        "main_task_retrieval"
+    ]
+    assert "modules.module_clip" in PROJECT_IMPORTS["modules.modeling"]
+    assert "dataloaders.dataloader_msrvtt_retrieval" in PROJECT_IMPORTS["dataloaders.data_dataloaders"]
+
+
+def test_no_import_circle():
+    remaining = dict(PROJECT_IMPORTS)
+    while True:
+        leaves = {name for name, imports in remaining.items() if not imports & remaining.keys()}
+        if not leaves:
+            break
+        remaining = {name: imports for name, imports in remaining.items() if name not in leaves}
+    assert remaining == {}
+
+
+def is_main_guard(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
+
+
+def is_docstring(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def calls_at_import(node: ast.AST) -> set[str]:
+    """Names of what is called while the file is imported: everywhere but in the bodies of functions."""
+    if isinstance(node, ast.Lambda) or (isinstance(node, ast.stmt) and is_main_guard(node)):
+        return set()
+    inner = list(ast.iter_child_nodes(node))
+    names = set()
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        inner = [*node.decorator_list, *node.args.defaults, *filter(None, node.args.kw_defaults)]
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):  # a bare @decorator is a call too
+        names = {ast.unparse(decorator) for decorator in node.decorator_list if not isinstance(decorator, ast.Call)}
+    if isinstance(node, ast.Call):
+        names = {ast.unparse(node.func)}
+    return names.union(*map(calls_at_import, inner))
+
+
+def targets_at_import(tree: ast.Module) -> set[str]:
+    """What the file's own level assigns to and is no plain name, such as `os.environ["A"]`."""
+    statements = [node for node in tree.body if isinstance(node, (ast.Assign, ast.AnnAssign))]
+    targets = [target for node in statements for target in getattr(node, "targets", None) or [node.target]]
+    return {ast.unparse(target) for target in targets if not isinstance(target, (ast.Name, ast.Tuple))}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_module_level_defines_and_does_nothing(name):
+    definitions = (
+        ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign,
+    )  # fmt: skip
+    acting = [
+        f"line {node.lineno}: {ast.unparse(node)[:80]}"
+        for node in TREES[name].body
+        if not (isinstance(node, definitions) or is_docstring(node) or is_main_guard(node))
+    ]
+    assert acting == []
+    assert targets_at_import(TREES[name]) == set()
+    assert calls_at_import(TREES[name]) - PURE_CALLS == set()
+
+
+@pytest.mark.parametrize(
+    ("source", "called"),
+    [
+        ("logger = logging.getLogger(__name__)", {"logging.getLogger"}),
+        ("class A:\n    seed = torch.manual_seed(0)", {"torch.manual_seed"}),
+        ("@register\ndef f(x=make()):\n    act()", {"register", "make"}),
+        ("@register('name')\nclass A: pass", {"register"}),
+        ("f = lambda: act()", set()),
+        ("if __name__ == '__main__':\n    main()", set()),
+    ],
+)
+def test_calls_at_import(source, called):
+    assert calls_at_import(ast.parse(source)) == called
+
+
+def test_targets_at_import():
+    source = 'a = b = 1\nc: int = 2\nos.environ["A"] = "1"\ntorch.backends.cudnn.benchmark = True'
+    assert targets_at_import(ast.parse(source)) == {"os.environ['A']", "torch.backends.cudnn.benchmark"}
+
+
+IMPORT_PROBE = """
+import importlib, json, logging, os, random, sys
+others, ours = json.loads(sys.argv[1])
+for name in others:
+    importlib.import_module(name)
+import cv2, numpy, torch
+
+def state():
+    return {
+        "process group": torch.distributed.is_initialized(),
+        "root handlers": len(logging.getLogger().handlers),
+        "root level": logging.getLogger().level,
+        "torch seed": torch.get_rng_state().tolist(),
+        "numpy seed": [str(part) for part in numpy.random.get_state()],
+        "python seed": str(random.getstate()),
+        "torch threads": [torch.get_num_threads(), torch.get_num_interop_threads()],
+        "opencv threads": cv2.getNumThreads(),
+        "environment": dict(os.environ),
+        "cuda": torch.cuda.is_initialized(),
+        "folder": sorted(os.listdir()),
+    }
+
+before = state()
+for name in ours:
+    importlib.import_module(name)
+after = state()
+print(json.dumps({
+    "changed": [key for key in before if before[key] != after[key]],
+    "process group": after["process group"], "root handlers": after["root handlers"], "cuda": after["cuda"],
+    "imported": [name for name in ours if name in sys.modules],
+}))
+"""
+
+
+def test_importing_acts_on_nothing(tmp_path):
+    """All product modules in a fresh process; third-party ones come first, since what those do is not ours."""
+    top_level = [
+        node for tree in TREES.values() for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))
+    ]
+    project = {name.split(".")[0] for name in FILES}
+    # what this process has set, by the imports at the top of this file, must not hide what they set
+    environment = {
+        name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH") if name in os.environ
+    }
+    others = {name for node in top_level for name in imported_modules(node) if name.split(".")[0] not in project}
+    result = subprocess.run(
+        [sys.executable, "-c", IMPORT_PROBE, json.dumps([sorted(others), sorted(FILES)])],
+        cwd=tmp_path, env={**environment, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == {
+        "changed": [],
+        "process group": False,
+        "root handlers": 0,
+        "cuda": False,
+        "imported": sorted(FILES),
+    }
+
+
+def flag_type(action) -> type:
+    return bool if action.nargs == 0 else action.type
+
+
+def test_list_of_flags():
+    """A flag that is added, dropped or changed needs its line in the tables above."""
+    actions = [action for action in build_parser()._actions if action.dest != "help"]
+    found = {action.dest: (flag_type(action), action.default) for action in actions}
+    expected = {name: (kind, default) for name, kind, default in CLIP4CLIP_FLAGS + OUR_FLAGS}
+    assert found == expected
+    assert {action.dest for action in actions if action.required} == {"output_dir"}
+    assert {action.dest: list(action.choices) for action in actions if action.choices} == CHOICES
+    assert all(f"--{action.dest}" in action.option_strings for action in actions)
+    assert all(action.help for action in actions)
+
+
+def test_tables_of_flags_have_no_doubles():
+    names = [name for name, _, _ in CLIP4CLIP_FLAGS + OUR_FLAGS]
+    assert len(names) == len(set(names)) == 54 + 4
+
+
+def forbidden_lines(tree: ast.AST) -> list[str]:
+    """Lines with an assert, an except that catches or hides all, or a torch.load that may run code from the file."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assert):
+            found.append(f"line {node.lineno}: assert; raise an error that names the value")
+        if isinstance(node, ast.ExceptHandler):
+            if node.type is None:
+                found.append(f"line {node.lineno}: bare except")
+            if all(isinstance(step, (ast.Pass, ast.Continue)) or is_docstring(step) for step in node.body):
+                found.append(f"line {node.lineno}: except that hides the error")
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+            keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            if keywords.get("weights_only") != "True":
+                found.append(f"line {node.lineno}: torch.load without weights_only=True")
+    return found
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_nothing_forbidden(name):
+    assert forbidden_lines(TREES[name]) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "assert x",
+        "try:\n    f()\nexcept:\n    raise",
+        "try:\n    f()\nexcept OSError:\n    pass",
+        "try:\n    f()\nexcept OSError:\n    ...",
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "torch.load(path, weights_only=flag)",
+    ],
+)
+def test_forbidden_is_found(source):
+    assert len(forbidden_lines(ast.parse(source))) == 1
+
+
+EXAMPLES = [
+    name for name, file in FILES.items() if re.search("^ *>>> ", file.read_text(encoding="utf-8"), re.MULTILINE)
+]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_doctests(name):
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+def test_scores_and_losses_have_examples():
+    assert {"modules.token_interaction", "modules.losses"} <= set(EXAMPLES)
