@@ -2,7 +2,7 @@
 # From a fresh clone to a results table on two CPU cores: environment, a miniature of MSR-VTT, a tiny CLIP from random
 # weights, training with weighted token-wise interaction (wti) and with mean pooling (meanP) in two processes, an
 # eval-only run of each checkpoint, the table.
-#   SEED=1 ./scripts/quickstart.sh        another seed        OUTPUT=DIR        another folder (default runs/quickstart)
+#   SEED=1 ./scripts/quickstart.sh     another seed; likewise OUTPUT (folder), EPOCHS, TRAIN_VIDEOS, TEST_VIDEOS
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 environment requirements.txt
@@ -10,12 +10,14 @@ environment requirements.txt
 OUTPUT=${OUTPUT:-runs/quickstart}
 SEED=${SEED:-42}
 DATA=$OUTPUT/mini_msrvtt
-EPOCHS=15
+EPOCHS=${EPOCHS:-15}
+TRAIN_VIDEOS=${TRAIN_VIDEOS:-600}
+TEST_VIDEOS=${TEST_VIDEOS:-100}
 MASTER_PORT=${MASTER_PORT:-$("$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')}
 mkdir -p "$OUTPUT"
 
 echo "1. data and weights"
-"$PYTHON" -m scripts.make_mini_msrvtt --output "$DATA"
+"$PYTHON" -m scripts.make_mini_msrvtt --output "$DATA" --train_videos "$TRAIN_VIDEOS" --test_videos "$TEST_VIDEOS"
 "$PYTHON" -m scripts.make_tiny_clip --output "$OUTPUT/tiny_clip.pt" --embed_dim 64 --vision_width 64 --text_width 64 --seed "$SEED"
 
 flags=(

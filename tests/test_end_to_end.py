@@ -1,0 +1,253 @@
+"""The commands that users type, on real mp4 files: train, save, evaluate, resume, fail."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import main_task_retrieval
+from dataloaders.rawvideo_util import RawVideoExtractor
+from modules.checkpoint import model_path, optimizer_path
+from scripts.make_mini_msrvtt import write_mini_msrvtt
+from scripts.make_tiny_clip import tiny_clip_state_dict
+from scripts.quickstart_table import last_results
+from tests.launch import REPOSITORY, launcher, run_python
+from tests.test_modeling import HEADS
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """24 training and 9 test videos of the miniature, and a CLIP of width 32."""
+    folder = tmp_path_factory.mktemp("mini")
+    write_mini_msrvtt(folder / "data", train_videos=24, test_videos=9, captions_per_video=3)
+    weights = tiny_clip_state_dict(
+        embed_dim=32, vision_width=32, vision_layers=1, patch_size=16, image_size=32, text_width=32, text_layers=1
+    )
+    torch.save(weights, folder / "clip.pt")
+    return folder
+
+
+def data_flags(folder: Path) -> list[str]:
+    data = folder / "data"
+    return [
+        "--train_csv", str(data / "MSRVTT_train.csv"), "--val_csv", str(data / "MSRVTT_test.csv"),
+        "--data_path", str(data / "MSRVTT_data.json"), "--features_path", str(data / "videos"),
+        "--pretrained_clip_name", str(folder / "clip.pt"), "--max_words", "16", "--max_frames", "3",
+        "--slice_framepos", "2", "--num_thread_reader", "0", "--batch_size_val", "4", "--n_display", "1",
+        "--cross_num_hidden_layers", "1",
+    ]  # fmt: skip
+
+
+def train_flags(folder: Path, output: Path, *extra: str) -> list[str]:
+    return [
+        "--do_train", "--output_dir", str(output), *data_flags(folder), "--epochs", "2", "--batch_size", "12",
+        "--lr", "1e-3", "--freeze_layer_num", "-1", *extra,
+    ]  # fmt: skip
+
+
+def eval_flags(folder: Path, output: Path, checkpoint: Path, *extra: str) -> list[str]:
+    return ["--do_eval", "--output_dir", str(output), "--init_model", str(checkpoint), *data_flags(folder), *extra]
+
+
+def log_of(output: Path) -> str:
+    return (output / "log.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("head", "agg_module"), HEADS)
+@pytest.mark.parametrize("linear_patch", ["2d", "3d"])
+def test_every_head_trains_and_its_checkpoint_repeats_the_numbers(folder, tmp_path, head, agg_module, linear_patch):
+    flags = ["--sim_header", head, "--agg_module", agg_module, "--linear_patch", linear_patch]
+    main_task_retrieval.main(train_flags(folder, tmp_path / "train", *flags))
+    main_task_retrieval.main(eval_flags(folder, tmp_path / "eval", model_path(tmp_path / "train", 1), *flags))
+    assert last_results(tmp_path / "eval" / "log.txt") == last_results(tmp_path / "train" / "log.txt")
+
+
+def test_files_and_log_lines_are_clip4clips(folder, tmp_path):
+    main_task_retrieval.main(train_flags(folder, tmp_path, "--sim_header", "wti"))
+    expected = [f"pytorch_{kind}.bin.{epoch}" for kind in ("model", "opt") for epoch in (0, 1)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*expected, "log.txt"])
+    log = log_of(tmp_path)
+    for line in (
+        r"Epoch: 1/2, Step: 1/2, Lr: [\d.-]+, Loss: \d+\.\d+, Time/step: \d+\.\d+",
+        r"Epoch 2/2 Finished, Train Loss: \d+\.\d{6}",
+        r"sim matrix size: 9, 9",
+        r"\t Length-T: 9, Length-V:9",
+        r"Text-to-Video:",
+        r"\t>>>  R@1: \d+\.\d - R@5: \d+\.\d - R@10: \d+\.\d - Median R: \d+\.\d - Mean R: \d+\.\d",
+        r"\t>>>  V2T\$R@1: \d+\.\d - V2T\$R@5: \d+\.\d - V2T\$R@10: \d+\.\d - V2T\$Median R: \d+\.\d - V2T\$Mean R: ",
+        r"The best model is: .*pytorch_model\.bin\.[01], the R1 is: \d+\.\d{4} \(epoch picked on the test split",
+        r"global batch: 12 pairs per optimizer step .* each scored against 12 candidates",
+        r"24 videos, 72 captions, 0 missing",
+        r"4 weights started fresh at random: text_weight_fc\.\* \(4\)|8 weights started fresh at random",
+    ):
+        assert re.search(line, log), line
+
+
+@pytest.mark.parametrize("launch", ["torchrun", "torch.distributed.launch"])
+def test_two_processes_and_numbers_that_depend_on_neither_processes_nor_batch(folder, tmp_path, launch):
+    """Trained by two processes; evaluated by one, two and three with several batch sizes: always the same result."""
+    output = tmp_path / "train"
+    flags = train_flags(folder, output, "--sim_header", "wti", "--agg_module", "seqTransf", "--expand_msrvtt_sentences")
+    finished = run_python(*launcher(launch, 2), "main_task_retrieval.py", *flags)
+    assert finished.returncode == 0, finished.stderr
+    results = last_results(output / "log.txt")
+    assert "(2 processes x 1 accumulation steps x 6 pairs), each scored against 12 candidates" in log_of(output)
+    assert log_of(output).count("Epoch 2/2 Finished") == 1  # one process writes
+    for processes, batch_size in ((1, 9), (1, 2), (2, 4), (3, 1)):
+        evaluated = tmp_path / f"eval-{processes}-{batch_size}"
+        start = launcher(launch, processes) if processes > 1 else []
+        finished = run_python(
+            *start, "main_task_retrieval.py",
+            *eval_flags(folder, evaluated, model_path(output, 1), "--sim_header", "wti", "--agg_module", "seqTransf"),
+            "--batch_size_val", batch_size,
+        )  # fmt: skip
+        assert finished.returncode == 0, finished.stderr
+        assert last_results(evaluated / "log.txt") == results
+
+
+def test_resume_goes_on_with_the_next_epoch(folder, tmp_path):
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    main_task_retrieval.main(train_flags(folder, whole, "--sim_header", "meanP"))
+    main_task_retrieval.main(
+        train_flags(
+            folder, resumed, "--sim_header", "meanP", "--init_model", str(model_path(whole, 0)),
+            "--resume_model", str(optimizer_path(whole, 0)),
+        )
+    )  # fmt: skip
+    assert not model_path(resumed, 0).exists()
+    assert "Epoch: 1/2" not in log_of(resumed)
+    first, second = (torch.load(model_path(run, 1), weights_only=True) for run in (whole, resumed))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_accumulation_counts_its_steps(folder, tmp_path):
+    """18 pairs a step in 3 parts of 6: 72 captions give 4 steps; warm-up and display follow the steps."""
+    flags = ["--batch_size", "18", "--gradient_accumulation_steps", "3", "--expand_msrvtt_sentences", "--epochs", "1"]
+    main_task_retrieval.main(train_flags(folder, tmp_path, *flags))
+    log = log_of(tmp_path)
+    assert "Num optimizer steps = 4" in log
+    assert re.findall(r"Step: (\d+)/12", log) == ["3", "6", "9", "12"]
+    assert "each scored against 6 candidates" in log
+
+
+def test_half_precision_recipe_keeps_weights_and_moments_in_half(folder, tmp_path):
+    main_task_retrieval.main(train_flags(folder, tmp_path / "train", "--sim_header", "wti", "--precision", "clip_fp16"))
+    weights = torch.load(model_path(tmp_path / "train", 1), weights_only=True)
+    halves = {key for key, value in weights.items() if value.dtype == torch.float16}
+    assert "clip.visual.conv1.weight" in halves
+    assert "clip.text_projection" in halves
+    assert not any("ln_" in key or "embedding" in key or "weight_fc" in key for key in halves)
+    assert all(value.isfinite().all() for value in weights.values())
+    state = torch.load(optimizer_path(tmp_path / "train", 1), weights_only=True)["optimizer_state_dict"]["state"]
+    moments = [moment.dtype for entry in state.values() for moment in (entry["next_m"], entry["next_v"])]
+    assert moments.count(torch.float16) == 2 * len(halves)
+    flags = ["--sim_header", "wti", "--precision", "clip_fp16"]
+    main_task_retrieval.main(eval_flags(folder, tmp_path / "eval", model_path(tmp_path / "train", 1), *flags))
+    assert last_results(tmp_path / "eval" / "log.txt") == last_results(tmp_path / "train" / "log.txt")
+
+
+def copy_of_the_data(folder: Path, tmp_path: Path) -> Path:
+    shutil.copytree(folder, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_missing_and_broken_videos_are_named(folder, tmp_path):
+    copy = copy_of_the_data(folder, tmp_path)
+    video = next((copy / "data" / "videos").glob("video0.*"))
+    video.write_bytes(b"no video at all")
+    finished = run_python("main_task_retrieval.py", *train_flags(copy, tmp_path / "out"), "--num_thread_reader", 1)
+    assert finished.returncode != 0
+    assert "VideoReadError" in finished.stderr
+    assert str(video) in finished.stderr
+    video.unlink()
+    finished = run_python("main_task_retrieval.py", *train_flags(copy, tmp_path / "out"))
+    assert finished.returncode != 0
+    assert "1 of 24 videos have no file" in finished.stderr
+    assert "video0" in finished.stderr
+
+
+def test_one_failing_rank_ends_all_with_its_message(folder, tmp_path):
+    """A video that only one rank reads is broken: the launcher ends within the time limit and shows the cause."""
+    copy = copy_of_the_data(folder, tmp_path)
+    video = next((copy / "data" / "videos").glob("video3.*"))
+    video.write_bytes(b"no video at all")
+    finished = run_python(
+        *launcher("torchrun", 2), "main_task_retrieval.py", *train_flags(copy, tmp_path / "out"), timeout=120
+    )
+    assert finished.returncode != 0
+    assert f"{video}: " in finished.stderr
+
+
+def test_quickstart(tmp_path):
+    """The whole script at a small size, in the environment that runs the tests."""
+    environment = {
+        **os.environ, "VENV": sys.prefix, "OUTPUT": str(tmp_path / "out"), "EPOCHS": "1", "TRAIN_VIDEOS": "60",
+        "TEST_VIDEOS": "12",
+    }  # fmt: skip
+    finished = subprocess.run(
+        ["bash", REPOSITORY / "scripts" / "quickstart.sh"], capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert finished.returncode == 0, finished.stderr
+    rows = [line for line in finished.stdout.splitlines() if line.startswith(("| wti", "| meanP"))]
+    assert len(rows) == 2
+    assert "repeat the last epoch's numbers" in finished.stdout
+
+
+@pytest.mark.real_clips
+def test_real_clips_are_learned(real_clips, tmp_path, monkeypatch):
+    """A tiny random CLIP memorises the 56 real training clips; its checkpoint repeats the numbers on files read anew."""
+    captions: dict[str, str] = {}
+    for sentence in json.loads((real_clips / "MSRVTT_data.json").read_text())["sentences"]:
+        captions.setdefault(sentence["video_id"], sentence["caption"])
+    with (real_clips / "MSRVTT_train.csv").open() as file:
+        video_ids = [row["video_id"] for row in csv.DictReader(file)]
+    assert len(video_ids) == 56
+    pairs = tmp_path / "train_pairs.csv"
+    with pairs.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["key", "vid_key", "video_id", "sentence"])
+        rows.writerows([f"ret{i}", name, name, captions[name]] for i, name in enumerate(video_ids))
+    torch.save(
+        tiny_clip_state_dict(embed_dim=64, vision_width=64, vision_layers=2, text_width=64, text_layers=2),
+        tmp_path / "clip.pt",
+    )
+    flags = [
+        "--train_csv", str(real_clips / "MSRVTT_train.csv"), "--val_csv", str(pairs),
+        "--data_path", str(real_clips / "MSRVTT_data.json"), "--features_path", str(real_clips / "videos"),
+        "--pretrained_clip_name", str(tmp_path / "clip.pt"), "--sim_header", "wti", "--max_words", "32",
+        "--max_frames", "6", "--slice_framepos", "2", "--batch_size_val", "56", "--wti_padding", "exclude",
+    ]  # fmt: skip
+
+    # in training each clip is decoded once and kept: 60 epochs of decoding would take minutes
+    read_frames, kept = RawVideoExtractor.read_frames, {}
+
+    def read_once(self, path, *arguments, **keywords):
+        if path not in kept:
+            kept[path] = read_frames(self, path, *arguments, **keywords)
+        return kept[path]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RawVideoExtractor, "read_frames", read_once)
+        main_task_retrieval.main(
+            ["--do_train", "--output_dir", str(tmp_path / "train"), *flags, "--epochs", "60", "--batch_size", "56",
+             "--lr", "1e-3", "--freeze_layer_num", "-1", "--num_thread_reader", "0", "--expand_msrvtt_sentences"]
+        )  # fmt: skip
+    finished = run_python(
+        "main_task_retrieval.py", "--do_eval", "--output_dir", tmp_path / "eval", *flags,
+        "--init_model", model_path(tmp_path / "train", 59), "--num_thread_reader", 2,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    print(log_of(tmp_path / "train")[-1500:])
+    results = last_results(tmp_path / "eval" / "log.txt")
+    assert results == last_results(tmp_path / "train" / "log.txt")
+    assert float(results[0][0]) >= 95
+    assert float(results[1][0]) >= 95
