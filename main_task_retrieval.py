@@ -75,8 +75,12 @@ def add_run_flags(group) -> None:
     group.add_argument("--do_train", action="store_true", help="train, and evaluate after every epoch")
     group.add_argument("--do_eval", action="store_true", help="evaluate the checkpoint of --init_model")
     group.add_argument("--output_dir", type=str, required=True, help="folder for log.txt and checkpoints")
-    group.add_argument("--init_model", type=str, default=None, help="checkpoint (CLIP4Clip's, DRL's or ours) to start from")
-    group.add_argument("--resume_model", type=str, default=None, help="pytorch_opt.bin.N to go on from, with --init_model")
+    group.add_argument(
+        "--init_model", type=str, default=None, help="checkpoint (CLIP4Clip's, DRL's or ours) to start from"
+    )
+    group.add_argument(
+        "--resume_model", type=str, default=None, help="pytorch_opt.bin.N to go on from, with --init_model"
+    )
     group.add_argument("--cache_dir", type=str, default="", help="folder for downloads")
     group.add_argument("--seed", type=int, default=42, help="random seed")
     group.add_argument("--n_display", type=int, default=100, help="log every N optimizer steps")
@@ -94,7 +98,10 @@ def add_data_flags(group) -> None:
     group.add_argument("--val_csv", type=str, default="data/.val.csv", help="MSR-VTT: csv of the test pairs")
     group.add_argument("--data_path", type=str, default="data/caption.pickle", help="annotation file or folder")
     group.add_argument(
-        "--features_path", type=str, default="data/videos_feature.pickle", help="folder of the videos, searched recursively"
+        "--features_path",
+        type=str,
+        default="data/videos_feature.pickle",
+        help="folder of the videos, searched recursively",
     )
     group.add_argument(
         "--expand_msrvtt_sentences",
@@ -114,7 +121,9 @@ def add_data_flags(group) -> None:
     group.add_argument(
         "--eval_frame_order", type=int, default=0, choices=[0, 1, 2], help="0 ordinary, 1 reversed, 2 random"
     )
-    group.add_argument("--num_thread_reader", type=int, default=1, help="worker processes per loader; 0: in this process")
+    group.add_argument(
+        "--num_thread_reader", type=int, default=1, help="worker processes per loader; 0: in this process"
+    )
     group.add_argument("--batch_size_val", type=int, default=3500, help="texts or videos encoded at once in evaluation")
 
 
@@ -195,7 +204,9 @@ def get_args(argv: list[str] | None = None) -> argparse.Namespace:
     unread = args.__dict__.pop("unread_flags", [])
     if int(os.environ.get("RANK", 0)) == 0:
         if unread:
-            logger.warning("these flags have no effect here (nor in CLIP4Clip, which never reads them): %s", " ".join(unread))
+            logger.warning(
+                "these flags have no effect here (nor in CLIP4Clip, which never reads them): %s", " ".join(unread)
+            )
         if args.loose_type and args.sim_header in TIGHT_HEADERS:
             logger.warning("--loose_type is ignored: --sim_header %s is a tight head", args.sim_header)
     return args
@@ -205,7 +216,14 @@ def check_args(args: argparse.Namespace) -> None:
     """Raise ValueError naming the first flag that makes no sense, alone or with others."""
     if not args.do_train and not args.do_eval:
         raise ValueError("give --do_train, --do_eval or both")
-    for name in ("epochs", "batch_size", "batch_size_val", "gradient_accumulation_steps", "n_display", "feature_framerate"):
+    for name in (
+        "epochs",
+        "batch_size",
+        "batch_size_val",
+        "gradient_accumulation_steps",
+        "n_display",
+        "feature_framerate",
+    ):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} {getattr(args, name)} must be at least 1")
     if args.num_thread_reader < 0:
@@ -309,10 +327,10 @@ def init_model(args: argparse.Namespace, process: util.Process, vocabulary: int)
         )
     untrained = model.weight_report.untrained_head
     if untrained and not args.do_train:
+        origin = f"--init_model {args.init_model} does not hold" if args.init_model else "only --init_model can give"
         raise ValueError(
-            f"--do_eval with a head that was never trained: --sim_header {args.sim_header} --agg_module {args.agg_module} "
-            f"needs {len(untrained)} weights ({', '.join(untrained[:3])}, ...) that "
-            f"{f'--init_model {args.init_model} does not hold' if args.init_model else 'only --init_model can give'}"
+            f"--do_eval with a head that was never trained: --sim_header {args.sim_header} "
+            f"--agg_module {args.agg_module} needs {len(untrained)} weights that {origin}: {', '.join(untrained[:3])}, ..."
         )
     if args.do_train:
         frozen = freeze_clip_layers(model.clip, args.freeze_layer_num)
@@ -409,7 +427,7 @@ def train_epoch(
 
 
 def eval_epoch(args, model: CLIP4Clip, test_loader, process: util.Process) -> float | None:
-    """Encode and score the test split, log both directions; returns text-to-video R@1, None on all but the main process."""
+    """Encode and score the test split, log both directions; returns text-to-video R@1, on the main process only."""
     started = time.perf_counter()
     model.eval()
     hidden = None if process.is_main else True

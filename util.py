@@ -32,8 +32,8 @@ class Process:
 def distributed_process(local_rank: int = 0) -> Iterator[Process]:
     """Join the launcher's process group (nccl on CUDA, gloo on CPU) and leave it at the end; one process needs none.
 
-    `torchrun` and `torch.distributed.launch` say rank and world size in the environment; `local_rank` is the flag of the
-    same name, for launchers that pass only that.
+    `torchrun` and `torch.distributed.launch` say rank and world size in the environment; `local_rank` is the flag of
+    that name, for launchers that pass only that.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", local_rank))
     if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""Checkpoints in CLIP4Clip's form: `pytorch_model.bin.{epoch}` is a plain state dict, `pytorch_opt.bin.{epoch}` the rest.
+"""Checkpoints in CLIP4Clip's form: `pytorch_model.bin.{epoch}` is a state dict, `pytorch_opt.bin.{epoch}` the rest.
 
 Epochs in file names and in the optimizer file count from 0.
 """

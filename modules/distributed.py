@@ -38,8 +38,8 @@ class AllGather(torch.autograd.Function):
     """Concatenates the ranks' rows: (N, ...) -> (R N, ...), in the order of the global ranks.
 
     The backward returns this rank's slice of the gradient and adds nothing over the ranks. That is the published recipe
-    (CLIP4Clip, DRL): after DDP's mean over ranks, everything before the gather receives 1/R of the gradient that a single
-    process on the whole batch would compute.
+    (CLIP4Clip, DRL): after DDP's mean over ranks, everything before the gather receives 1/R of the gradient that a
+    single process on the whole batch would compute.
     """
 
     @staticmethod

@@ -145,9 +145,9 @@ class CLIP4Clip(nn.Module):
     ) -> "CLIP4Clip":
         """The model for `task_config` (a namespace of flags), with the weights of `state_dict`.
 
-        Without CLIP's weights in `state_dict` they come from `pretrained_clip_name`. `.weight_report` and the log say what
-        was loaded, what started fresh and what was not used. `cross_model_name` is CLIP4Clip's "cross-base": it names
-        no file here, since all sizes come from the weights.
+        Without CLIP's weights in `state_dict` they come from `pretrained_clip_name`. `.weight_report` and the log say
+        what was loaded, what started fresh and what was not used. `cross_model_name` is CLIP4Clip's "cross-base": it
+        names no file here, since all sizes come from the weights.
         Raises ValueError for an unknown name, a shape that differs or a missing weight, FileNotFoundError for a file.
         """
         if Path(cross_model_name).name not in CROSS_MODELS:
@@ -244,7 +244,7 @@ class CLIP4Clip(nn.Module):
         return (frames.float() / 255 - self.frame_mean) / self.frame_std
 
     def aggregate_frames(self, visual_output: torch.Tensor, video_mask: torch.Tensor) -> torch.Tensor:
-        """Temporal aggregation with a residual, once per video: (B,V,D) -> (B,V,D); the identity where there is none."""
+        """Temporal aggregation with a residual, once per video: (B,V,D) -> (B,V,D); the identity for "none"."""
         video_mask = as_rows(video_mask)
         if self.config.aggregation == "seqTransf":
             positions = self.frame_position_embeddings.weight[: visual_output.shape[1]]

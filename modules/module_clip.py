@@ -1,7 +1,7 @@
 """CLIP's two towers (Radford et al., 2021), as OpenAI names their weights.
 
-Every size is read from the weights: `CLIP.from_state_dict(state_dict)` builds the model that fits them. The vision tower
-takes single frames (`linear_patch="2d"`) or looks at each frame with its two neighbours (`"3d"`, CLIP4Clip's Conv3d).
+Every size is read from the weights: `CLIP.from_state_dict(state_dict)` builds the model that fits them. The vision
+tower takes single frames (`linear_patch="2d"`) or each frame with its two neighbours (`"3d"`, CLIP4Clip's Conv3d).
 """
 
 import math
@@ -24,7 +24,7 @@ ACTIVATIONS = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
 
 
 class LayerNorm(nn.LayerNorm):
-    """LayerNorm that computes in float32 (its weights stay float32 in every precision) and returns the input's dtype."""
+    """LayerNorm that computes in float32, the dtype of its weights in every precision, and returns the input's."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x.float()).to(x.dtype)
@@ -124,7 +124,7 @@ class VisionTransformer(nn.Module):
                 3, width, kernel_size=(3, patch_size, patch_size), stride=(1, patch_size, patch_size),
                 padding=(1, 0, 0), bias=False,
             )  # fmt: skip
-            # conv2 does conv1's work; conv1 stays in the state dict so that checkpoints load into 2d models and upstream
+            # conv2 does conv1's work; conv1 stays in the state dict, as CLIP4Clip's checkpoints have both
             self.conv1.requires_grad_(False)
         self.class_embedding = nn.Parameter(width**-0.5 * torch.randn(width))
         positions = (input_resolution // patch_size) ** 2 + 1
@@ -252,7 +252,9 @@ def attention_heads(width: int) -> int:
 def clip_sizes(state_dict: dict[str, torch.Tensor]) -> dict[str, int]:
     """Sizes of the ViT CLIP with these weights (OpenAI's names), as keyword arguments of `CLIP`."""
     if "visual.layer1.0.conv1.weight" in state_dict:
-        raise ValueError("these are weights of a ResNet CLIP; only the ViT models are supported (ViT-B/32, ViT-B/16, ...)")
+        raise ValueError(
+            "these are weights of a ResNet CLIP; only the ViT models are supported (ViT-B/32, ViT-B/16, ...)"
+        )
     needed = (
         "visual.conv1.weight",
         "visual.positional_embedding",

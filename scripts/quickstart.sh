@@ -10,7 +10,7 @@ environment requirements.txt
 OUTPUT=${OUTPUT:-runs/quickstart}
 SEED=${SEED:-42}
 DATA=$OUTPUT/mini_msrvtt
-EPOCHS=${EPOCHS:-15}
+EPOCHS=${EPOCHS:-20}
 TRAIN_VIDEOS=${TRAIN_VIDEOS:-600}
 TEST_VIDEOS=${TEST_VIDEOS:-100}
 MASTER_PORT=${MASTER_PORT:-$("$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')}

@@ -1,7 +1,7 @@
 """The table that ends the quickstart: `python -m scripts.quickstart_table RUN...`
 
-Each RUN is an `--output_dir` of training; `RUN-eval` beside it is that of the eval-only run of its last checkpoint, which
-must have repeated the last numbers of the training. Exits with an error where it has not.
+Each RUN is an `--output_dir` of training; `RUN-eval` beside it is that of the eval-only run of its last checkpoint,
+which must have repeated the last numbers of the training. Exits with an error where it has not.
 """
 
 import argparse
@@ -38,9 +38,10 @@ def seconds_taken(log: Path) -> float:
 
 
 def table(runs: list[Path]) -> str:
-    """The rows of all runs in Markdown. Raises ValueError where an eval-only run gave other numbers than the training."""
+    """The rows of all runs in Markdown; ValueError where an eval-only run gave other numbers than the training."""
     lines = [
-        "| head | text-to-video R@1 | R@5 | R@10 | MdR | MnR | video-to-text R@1 | R@5 | R@10 | MdR | MnR | train s | eval s |",
+        "| head | text-to-video R@1 | R@5 | R@10 | MdR | MnR | video-to-text R@1 | R@5 | R@10 | MdR | MnR "
+        "| train, s | eval, s |",
         "|---" * 13 + "|",
     ]
     for run in runs:

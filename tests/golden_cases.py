@@ -55,9 +55,7 @@ def load_case(archive: dict[str, np.ndarray], name: str) -> GoldenCase:
         task_config=task_config,
         state_dict={**clip, **tensors_below(archive, f"case/{name}/state/")},
         outputs=tensors_below(archive, f"case/{name}/out/"),
-        gradient_norms={
-            key: value.item() for key, value in tensors_below(archive, f"case/{name}/gradnorm/").items()
-        },
+        gradient_norms={key: value.item() for key, value in tensors_below(archive, f"case/{name}/gradnorm/").items()},
     )
 
 

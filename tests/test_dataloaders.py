@@ -13,13 +13,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.test_rawvideo_util import write_clip
 
 from dataloaders import data_dataloaders
 from dataloaders.annotations import Caption, MissingVideosError
 from dataloaders.data_dataloaders import DATALOADER_DICT, evaluation_loaders, shard_bounds
 from dataloaders.dataloader_msrvtt_retrieval import read_split
 from dataloaders.rawvideo_util import VideoReadError
+from tests.test_rawvideo_util import write_clip
 
 TRAIN_IDS = [f"video{number}" for number in range(6)]
 TEST_ROWS = [("video7", "1 2 3"), ("video8", "4"), ("video7", "5 6"), ("video9", "7"), ("video6", "8")]

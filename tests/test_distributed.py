@@ -32,7 +32,9 @@ def test_loss_and_gradient_scale(tmp_path, golden_parity, case_name, processes):
                 continue
             share = 1 if name.startswith(AFTER_THE_GATHER) else 1 / processes
             largest = parameter.grad.abs().max().item()
-            assert torch.allclose(rank["gradients"][name], parameter.grad * share, rtol=1e-3, atol=2e-5 * largest + 1e-8), name
+            assert torch.allclose(
+                rank["gradients"][name], parameter.grad * share, rtol=1e-3, atol=2e-5 * largest + 1e-8
+            ), name
 
 
 @pytest.mark.slow

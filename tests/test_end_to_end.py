@@ -204,7 +204,7 @@ def test_quickstart(tmp_path):
 
 @pytest.mark.real_clips
 def test_real_clips_are_learned(real_clips, tmp_path, monkeypatch):
-    """A tiny random CLIP memorises the 56 real training clips; its checkpoint repeats the numbers on files read anew."""
+    """A tiny random CLIP memorises the 56 real clips; its checkpoint repeats the numbers on files read anew."""
     captions: dict[str, str] = {}
     for sentence in json.loads((real_clips / "MSRVTT_data.json").read_text())["sentences"]:
         captions.setdefault(sentence["video_id"], sentence["caption"])

@@ -13,7 +13,9 @@ GOLDEN_CASES = (
     "meanP", "meanP_3d", "seqLSTM", "seqTransf", "tightTransf",
     "wti", "wti_arch1", "wti_arch3", "ti", "wti_seqTransf", "wti_seqLSTM", "dp",
 )  # fmt: skip
-HEADS = [(head, "none") for head in SIM_HEADERS] + [(head, agg) for head in TOKEN_HEADERS for agg in ("seqLSTM", "seqTransf")]
+HEADS = [(head, "none") for head in SIM_HEADERS] + [
+    (head, agg) for head in TOKEN_HEADERS for agg in ("seqLSTM", "seqTransf")
+]
 
 
 @pytest.fixture(params=GOLDEN_CASES)
@@ -71,7 +73,7 @@ def test_pair_axis_is_optional(golden_parity, inputs):
     model = load_case(golden_parity, "wti_seqTransf").model().train()
     with_axis = model(*inputs)
     without_axis = model(*(tensor.squeeze(1) for tensor in inputs))
-    input_ids, segment_ids, input_mask, video, video_mask = inputs
+    *_, video, video_mask = inputs
     shaped = model.get_visual_output(video.reshape(-1, 3, 24, 24), video_mask.squeeze(1), shaped=True, video_frame=5)
     assert torch.equal(shaped, model.get_visual_output(video, video_mask))
     assert torch.equal(with_axis, without_axis)

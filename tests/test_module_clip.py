@@ -110,6 +110,8 @@ def test_not_a_vit():
         CLIP.from_state_dict({**tiny_weights(), "visual.positional_embedding": torch.zeros(8, 128)})
 
 
-@pytest.mark.parametrize(("width", "heads"), [(768, 12), (512, 8), (64, 1), (32, 1), (96, 1), (160, 2), (200, 2), (224, 2)])
+@pytest.mark.parametrize(
+    ("width", "heads"), [(768, 12), (512, 8), (64, 1), (32, 1), (96, 1), (160, 2), (200, 2), (224, 2)]
+)
 def test_attention_heads(width, heads):
     assert attention_heads(width) == heads
