@@ -330,7 +330,8 @@ def init_model(args: argparse.Namespace, process: util.Process, vocabulary: int)
         origin = f"--init_model {args.init_model} does not hold" if args.init_model else "only --init_model can give"
         raise ValueError(
             f"--do_eval with a head that was never trained: --sim_header {args.sim_header} "
-            f"--agg_module {args.agg_module} needs {len(untrained)} weights that {origin}: {', '.join(untrained[:3])}, ..."
+            f"--agg_module {args.agg_module} needs {len(untrained)} weights that {origin}, "
+            f"such as {', '.join(untrained[:3])}"
         )
     if args.do_train:
         frozen = freeze_clip_layers(model.clip, args.freeze_layer_num)

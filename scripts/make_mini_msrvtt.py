@@ -18,67 +18,21 @@ import argparse
 import csv
 import itertools
 import json
-import math
 import random
 import re
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import cv2
-import numpy as np
 from tqdm import tqdm
+
+from scripts.moving_shapes import COLOURS, ROUND_SHAPES, SHAPES, Segment, draw_frames, write_video
 
 # Bumped when the same settings would no longer give the same data, so that old folders are not taken for new ones.
 FORMAT = 2
 # So many candidates for the test set rejected one after the other mean that there is no room for another.
 REJECTIONS_IN_A_ROW = 1000
 
-COLOURS = {
-    "red": (225, 30, 30),
-    "green": (30, 180, 50),
-    "blue": (40, 70, 240),
-    "yellow": (245, 230, 40),
-    "purple": (165, 40, 215),
-    "orange": (250, 135, 20),
-    "cyan": (40, 220, 225),
-    "white": (250, 250, 250),
-}
-EMPTY_KINDS = ("black", "grey", "noise")
-
-
-def polygon(corners: int, turn: float = 0.0) -> np.ndarray:
-    """Corners of a regular polygon of radius 1, the first one pointing up at turn 0 (a part of a whole turn)."""
-    angles = 2 * np.pi * (np.arange(corners) / corners + turn)
-    return np.stack([np.sin(angles), -np.cos(angles)], axis=1)
-
-
-def star_polygon() -> np.ndarray:
-    """A five-pointed star of radius 1."""
-    points = polygon(10)
-    points[1::2] *= 0.42
-    return points
-
-
-def cross_polygon() -> np.ndarray:
-    """A plus sign with arms of length 1."""
-    arm = 0.3
-    return np.array([(-arm, -1), (arm, -1), (arm, -arm), (1, -arm), (1, arm), (arm, arm),
-                     (arm, 1), (-arm, 1), (-arm, arm), (-1, arm), (-1, -arm), (-arm, -arm)])  # fmt: skip
-
-
-# Outlines about the origin, y down; a second outline is a hole.
-SHAPES = {
-    "circle": (polygon(40),),
-    "square": (polygon(4, turn=1 / 8) * 1.15,),
-    "triangle": (polygon(3) * 1.2,),
-    "star": (star_polygon() * 1.2,),
-    "cross": (cross_polygon() * 1.1,),
-    "ring": (polygon(40) * 1.1, polygon(40) * 0.62),
-}
-ROUND_SHAPES = ("circle", "ring")
-
-# What the captions call each motion.  The first frame of a segment gives it away: what moves left starts on the right.
+# What the captions call each motion that `scripts.moving_shapes` draws.
 MOTIONS = {
     "left": ("moves to the left", "slides left", "drifts to the left side"),
     "right": ("moves to the right", "slides right", "drifts to the right side"),
@@ -95,17 +49,6 @@ CLOSINGS = ("", "", "", " on the screen", " in the video", " while nothing else 
 LIST_OPENINGS = ("", "there is ", "you can see ", "a video of ", "someone shows ", "an animation with ")
 LIST_JOINTS = (" and ", ", ", " and also ", " followed by ")
 ADJECTIVES = ("", "", "", "big ", "bright ")
-
-
-@dataclass(frozen=True)
-class Segment:
-    """What a video shows from second `start` to second `end`; all None where it shows nothing."""
-
-    start: int
-    end: int
-    colour: str | None = None
-    shape: str | None = None
-    motion: str | None = None
 
 
 @dataclass(frozen=True)
@@ -242,89 +185,6 @@ def plan_videos(settings: Settings) -> tuple[list[Video], list[Video]]:
     )
 
 
-def draw_background(settings: Settings, pixels: np.random.Generator) -> np.ndarray:
-    """(H, W, 3) float: a dull, dark tint with a slope and soft spots."""
-    shape = (settings.height, settings.width)
-    tint = pixels.uniform(35, 95) + pixels.uniform(-12, 12, size=3)
-    across = np.linspace(-1, 1, shape[1])[None, :] * pixels.uniform(-18, 18)
-    down = np.linspace(-1, 1, shape[0])[:, None] * pixels.uniform(-18, 18)
-    spots = cv2.resize(pixels.uniform(-12, 12, size=(4, 4)), shape[::-1], interpolation=cv2.INTER_CUBIC)
-    return tint + (across + down + spots)[:, :, None]
-
-
-def draw_empty(settings: Settings, frames: int, pixels: np.random.Generator) -> Iterator[np.ndarray]:
-    """Frames that say nothing: black, plain grey, or the noise of a dead channel."""
-    kind = EMPTY_KINDS[pixels.integers(len(EMPTY_KINDS))]
-    shade = {"black": 0, "grey": int(pixels.integers(70, 150)), "noise": 0}[kind]
-    for _ in range(frames):
-        frame = np.full((settings.height, settings.width, 3), shade, np.uint8)
-        if kind == "noise":
-            frame[:] = pixels.integers(0, 256, size=(settings.height, settings.width, 1), dtype=np.uint8)
-        yield frame
-
-
-def place(motion: str, progress: float) -> tuple[float, float, float, float]:
-    """Centre (x, y) and radius in half frame heights, and turn in radians, at `progress` from 0 to 1."""
-    reach = 0.22 * (1 - 2 * progress)
-    x, y, radius, turn = 0.0, 0.0, 0.62, 0.0
-    if motion in ("left", "right"):
-        x = reach if motion == "left" else -reach
-    elif motion in ("up", "down"):
-        y = reach if motion == "up" else -reach
-    elif motion in ("grows", "shrinks"):
-        radius = 0.45 + 0.35 * (progress if motion == "grows" else 1 - progress)
-    elif motion == "spins":
-        turn = 0.5 + 2 * math.pi * progress
-    return x, y, radius, turn
-
-
-def draw_shape(segment: Segment, settings: Settings, pixels: np.random.Generator) -> Iterator[np.ndarray]:
-    """The frames of a segment: its shape in motion before a still background, about within the central square."""
-    background = draw_background(settings, pixels).clip(0, 255).astype(np.uint8)
-    colour = np.clip(np.array(COLOURS[segment.colour]) + pixels.uniform(-12, 12, size=3), 0, 255).tolist()
-    shift = pixels.uniform(-0.1, 0.1, size=2)
-    scale = pixels.uniform(0.88, 1.12)
-    half = min(settings.width, settings.height) / 2
-    centre = np.array([settings.width / 2, settings.height / 2]) - 0.5
-    frames = (segment.end - segment.start) * settings.fps
-    for index in range(frames):
-        x, y, radius, turn = place(segment.motion, index / frames)
-        rotation = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
-        origin = centre + half * (np.array([x, y]) + shift)
-        # cv2 takes corners as integers; the last 4 bits are sixteenths of a pixel.
-        outlines = [
-            np.round((origin + half * radius * scale * outline @ rotation) * 16).astype(np.int32)
-            for outline in SHAPES[segment.shape]
-        ]
-        frame = background.copy()
-        cv2.fillPoly(frame, outlines, colour, lineType=cv2.LINE_AA, shift=4)
-        yield frame
-
-
-def draw_frames(video: Video, settings: Settings) -> Iterator[np.ndarray]:
-    """All frames of a video, (H, W, 3) uint8 RGB; the same settings and video give the same pixels."""
-    pixels = np.random.default_rng([settings.seed, int(video.video_id.removeprefix("video"))])
-    for segment in video.segments:
-        if segment.colour:
-            yield from draw_shape(segment, settings, pixels)
-        else:
-            yield from draw_empty(settings, (segment.end - segment.start) * settings.fps, pixels)
-
-
-def write_video(path: Path, frames: Iterator[np.ndarray], settings: Settings) -> None:
-    """Encode the frames as MPEG-4; the file appears under its name only when it is complete."""
-    unfinished = path.with_name(f"unfinished_{path.name}")
-    writer = cv2.VideoWriter(
-        str(unfinished), cv2.VideoWriter_fourcc(*"mp4v"), settings.fps, (settings.width, settings.height)
-    )
-    if not writer.isOpened():
-        raise OSError(f"OpenCV cannot write mp4 files here: {unfinished}")
-    for frame in frames:
-        writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
-    writer.release()
-    unfinished.replace(path)
-
-
 def write_annotations(output: Path, train: list[Video], test: list[Video]) -> None:
     """The json and both csv files in MSR-VTT's form, and the truth in segments.json."""
     videos, sentences = [], []
@@ -398,8 +258,11 @@ def write_mini_msrvtt(output: Path | str, *, progress: bool = False, **settings:
     if all(path.is_file() for path in itertools.chain(annotations, files.values())):
         return paths
     paths.videos.mkdir(exist_ok=True)
+    size = (chosen.width, chosen.height)
     for video in tqdm(train + test, desc=f"videos to {paths.videos}", unit="video", disable=not progress):
-        write_video(files[video.video_id], draw_frames(video, chosen), chosen)
+        seed = (chosen.seed, int(video.video_id.removeprefix("video")))
+        frames = draw_frames(video.segments, size, chosen.fps, seed)
+        write_video(files[video.video_id], frames, size, chosen.fps)
     write_annotations(output, train, test)
     return paths
 

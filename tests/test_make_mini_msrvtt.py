@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from scripts.make_mini_msrvtt import COLOURS, MOTIONS, SHAPES, get_args, main, write_mini_msrvtt
+from scripts.make_mini_msrvtt import MOTIONS, get_args, main, write_mini_msrvtt
+from scripts.moving_shapes import COLOURS, SHAPES
 
 SMALL = {"train_videos": 30, "test_videos": 12, "captions_per_video": 3}
 
