@@ -24,7 +24,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 import metrics
 import util
 from dataloaders.data_dataloaders import DATALOADER_DICT, evaluation_loaders
-from modules.checkpoint import load_optimizer, save_checkpoint
+from modules.checkpoint import check_evaluable, load_optimizer, save_checkpoint
 from modules.file_utils import cached_path
 from modules.initialization import convert_clip_to_float16, describe_clip, freeze_clip_layers, read_state_dict
 from modules.losses import CDCR_MODES
@@ -333,15 +333,9 @@ def init_model(args: argparse.Namespace, process: util.Process, vocabulary: int)
             f"the CLIP of --pretrained_clip_name {args.pretrained_clip_name} knows {model.clip.vocab_size} tokens, "
             f"but the tokenizer has {vocabulary}"
         )
-    untrained = model.weight_report.untrained_head
-    if untrained and not args.do_train:
-        origin = f"--init_model {args.init_model} does not hold" if args.init_model else "only --init_model can give"
-        raise ValueError(
-            f"--do_eval with a head that was never trained: --sim_header {args.sim_header} "
-            f"--agg_module {args.agg_module} needs {len(untrained)} weights that {origin}, "
-            f"such as {', '.join(untrained[:3])}"
-        )
-    if args.do_train:
+    if not args.do_train:
+        check_evaluable(model.config, model.weight_report, weights, args.init_model)
+    else:
         frozen = freeze_clip_layers(model.clip, args.freeze_layer_num)
         logger.info("%d of CLIP's weights are frozen (--freeze_layer_num %d)", len(frozen), args.freeze_layer_num)
     if args.precision == "clip_fp16":
