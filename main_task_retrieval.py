@@ -24,15 +24,16 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 import metrics
 import util
 from dataloaders.data_dataloaders import DATALOADER_DICT, evaluation_loaders
-from modules.checkpoint import load_optimizer, save_checkpoint
+from modules.checkpoint import check_evaluable, load_optimizer, save_checkpoint
 from modules.file_utils import cached_path
 from modules.initialization import convert_clip_to_float16, describe_clip, freeze_clip_layers, read_state_dict
+from modules.losses import CDCR_MODES
 from modules.modeling import (
     AGG_MODULES,
+    AGGREGATING_HEADERS,
     CROSS_MODELS,
     SIM_HEADERS,
     TIGHT_HEADERS,
-    TOKEN_HEADERS,
     CLIP4Clip,
     CLIP4ClipConfig,
 )
@@ -137,7 +138,7 @@ def add_model_flags(group) -> None:
     )
     group.add_argument(
         "--agg_module", type=str, default="none", choices=AGG_MODULES,
-        help=f"temporal aggregation of the frames for the token heads ({', '.join(TOKEN_HEADERS)})",
+        help=f"temporal aggregation of the frames for {', '.join(AGGREGATING_HEADERS)}",
     )  # fmt: skip
     group.add_argument(
         "--wti_arch", type=int, default=2, choices=WTI_ARCHITECTURES, help="linear layers of wti's weight networks"
@@ -146,6 +147,13 @@ def add_model_flags(group) -> None:
         "--wti_padding", type=str, default="zero", choices=WTI_PADDINGS,
         help="padded words and frames count as cosine 0 (as published), or are left out of the maximum",
     )  # fmt: skip
+    group.add_argument(
+        "--cdcr", type=int, default=0, choices=CDCR_MODES,
+        help="channel decorrelation: 0 off, 1 of one random match a pair, 2 of best matches, 3 weighted",
+    )  # fmt: skip
+    group.add_argument("--cdcr_alpha1", type=float, default=1.0, help="weight of CDCR's diagonal")
+    group.add_argument("--cdcr_alpha2", type=float, default=0.06, help="weight of CDCR's other entries")
+    group.add_argument("--cdcr_lambda", type=float, default=0.001, help="weight of CDCR in the loss")
     group.add_argument(
         "--linear_patch", type=str, default="2d", choices=LINEAR_PATCHES, help="patches of one frame, or of three"
     )
@@ -297,7 +305,7 @@ def log_parameters(args: argparse.Namespace, process: util.Process) -> None:
         logger.info("  <<< %s: %s", name, value)
     logger.info("device: %s, processes: %d, precision: %s", process.device, process.world_size, args.precision)
     if args.do_train:
-        local = args.sim_header in TIGHT_HEADERS
+        local = args.sim_header == "tightTransf"
         parts = args.gradient_accumulation_steps * (process.world_size if local else 1)
         logger.info(
             "global batch: %d pairs per optimizer step (%d processes x %d accumulation steps x %d pairs), "
@@ -325,15 +333,9 @@ def init_model(args: argparse.Namespace, process: util.Process, vocabulary: int)
             f"the CLIP of --pretrained_clip_name {args.pretrained_clip_name} knows {model.clip.vocab_size} tokens, "
             f"but the tokenizer has {vocabulary}"
         )
-    untrained = model.weight_report.untrained_head
-    if untrained and not args.do_train:
-        origin = f"--init_model {args.init_model} does not hold" if args.init_model else "only --init_model can give"
-        raise ValueError(
-            f"--do_eval with a head that was never trained: --sim_header {args.sim_header} "
-            f"--agg_module {args.agg_module} needs {len(untrained)} weights that {origin}, "
-            f"such as {', '.join(untrained[:3])}"
-        )
-    if args.do_train:
+    if not args.do_train:
+        check_evaluable(model.config, model.weight_report, weights, args.init_model)
+    else:
         frozen = freeze_clip_layers(model.clip, args.freeze_layer_num)
         logger.info("%d of CLIP's weights are frozen (--freeze_layer_num %d)", len(frozen), args.freeze_layer_num)
     if args.precision == "clip_fp16":
@@ -362,7 +364,7 @@ def train(args, model: CLIP4Clip, train_loader, sampler, test_loader, process: u
             model,
             device_ids=[process.local_rank] if process.device.type == "cuda" else None,
             broadcast_buffers=False,
-            find_unused_parameters=args.sim_header in TIGHT_HEADERS,  # logit_scale takes no part there
+            find_unused_parameters=args.sim_header == "tightTransf",  # logit_scale takes no part there
         )
 
     best_score, best_file = -1.0, None
