@@ -108,6 +108,19 @@ class CLIP4ClipConfig:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"--{name} {getattr(self, name)} must be a number >= 0")
 
+    def check_lengths(self, positions: int) -> None:
+        """Raise ValueError where texts or videos are longer than the CLIP's context: all positions start from there."""
+        if self.max_words > positions:
+            raise ValueError(f"--max_words {self.max_words} exceeds the CLIP's context of {positions} tokens")
+        needed = self.max_frames if self.aggregation == "seqTransf" else 0
+        if self.sim_header in TIGHT_HEADERS:
+            needed = 1 + self.max_frames  # the sentence vector takes the first position
+        if needed > positions:
+            raise ValueError(
+                f"--max_frames {self.max_frames} needs {needed} positions with --sim_header {self.sim_header} "
+                f"--agg_module {self.agg_module}, but the CLIP has {positions}"
+            )
+
     @property
     def aggregation(self) -> str:
         """Temporal aggregation of the frames: "none", "seqLSTM" or "seqTransf"."""
@@ -123,16 +136,7 @@ class CLIP4Clip(nn.Module):
         self.clip = clip
         self.weight_report = WeightReport()
         width, positions = clip.embed_dim, clip.context_length
-        needed = config.max_frames if config.aggregation == "seqTransf" else 0
-        if config.sim_header in TIGHT_HEADERS:
-            needed = 1 + config.max_frames  # the sentence vector takes the first position
-        if needed > positions:
-            raise ValueError(
-                f"--max_frames {config.max_frames} needs {needed} positions with --sim_header {config.sim_header} "
-                f"--agg_module {config.agg_module}, but there are {positions}"
-            )
-        if config.max_words > positions:
-            raise ValueError(f"--max_words {config.max_words} exceeds the CLIP's context of {positions} tokens")
+        config.check_lengths(positions)
 
         if config.sim_header in TIGHT_HEADERS:
             self.cross = CrossModel(width, config.cross_num_hidden_layers, positions)
@@ -150,9 +154,7 @@ class CLIP4Clip(nn.Module):
             self.video_weight_fc = weight_mlp(width, config.wti_arch)
         self._start_fresh_heads()
         self.loss_fct = CrossEn()
-        # not persistent: checkpoints hold CLIP4Clip's keys only
-        self.register_buffer("frame_mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("frame_std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.frame_statistics = tuple(zip(mean, std, strict=True))
 
     @classmethod
     def from_pretrained(
@@ -169,6 +171,8 @@ class CLIP4Clip(nn.Module):
             raise ValueError(f"--cross_model {cross_model_name!r} is unknown; choose from {', '.join(CROSS_MODELS)}")
         config = CLIP4ClipConfig.from_namespace(task_config)
         source = describe_clip(config.pretrained_clip_name)
+        if source.context_length is not None:  # of a file it is known only when that is read
+            config.check_lengths(source.context_length)
         weights = without_module_prefix(state_dict or {})
         if not any(key.startswith("clip.") for key in weights):
             clip_weights = read_clip_weights(source, cache_dir)
@@ -183,6 +187,8 @@ class CLIP4Clip(nn.Module):
         model = cls(config, clip, source.mean, source.std)
         model.weight_report = load_weights(model, weights)
         model.weight_report.log()
+        # weights do not tell these; an evaluation needs the --pretrained_clip_name of the training for them
+        logger.info("activation %s, frames normalised by mean %s, std %s", source.activation, source.mean, source.std)
         return model
 
     def _start_fresh_heads(self) -> None:
@@ -201,6 +207,14 @@ class CLIP4Clip(nn.Module):
     @property
     def is_token_head(self) -> bool:
         return self.config.sim_header in TOKEN_HEADERS
+
+    @property
+    def floats_per_pair(self) -> int:
+        """About how many floats scoring one text with one video holds at once; tells how many pairs make a block."""
+        if self.config.sim_header in TIGHT_HEADERS:
+            # queries, keys, values, the four times wider hidden layer, and what goes around them
+            return 12 * (1 + self.config.max_frames) * self.clip.embed_dim
+        return 3 * self.config.max_words * self.config.max_frames if self.is_token_head else 1
 
     @property
     def input_resolution(self) -> int:
@@ -254,25 +268,27 @@ class CLIP4Clip(nn.Module):
                 self.config.cdcr, self.config.wti_padding,
             )  # fmt: skip
         else:
-            correlation = channel_correlation(*self.pooled_vectors(sequence_output, frames, video_mask))
+            correlation = channel_correlation(*pooled_vectors(sequence_output, frames, video_mask))
         return decorrelation_loss(correlation, self.config.cdcr_alpha1, self.config.cdcr_alpha2)
 
     def get_sequence_output(self, input_ids, token_type_ids=None, attention_mask=None, shaped=False) -> torch.Tensor:
-        """Ids (A,T) -> float32 sentence vectors (A,1,D), or all tokens (A,T,D) for the token heads."""
-        sentences, tokens = self.clip.encode_text(input_ids if shaped else as_rows(input_ids))
+        """Ids (A,T) -> float32 sentence vectors (A,1,D), or all tokens (A,T,D) for the token heads.
+
+        Only the ids are read; the other arguments are CLIP4Clip's. `shaped` says that the pair axis is gone already,
+        which the shapes tell here and below.
+        """
+        sentences, tokens = self.clip.encode_text(as_rows(input_ids))
         return tokens.float() if self.is_token_head else sentences.float().unsqueeze(1)
 
     def get_visual_output(self, video, video_mask, shaped=False, video_frame=-1) -> torch.Tensor:
         """Frames -> the encoder's float32 frame vectors (B,V,D), before temporal aggregation.
 
-        `video` is (B,V,3,H,W) with any axes of size 1 between, or with `shaped` (B V,3,H,W) and `video_frame` V.
+        `video` is (B,V,3,H,W), with axes of size 1 between or flattened to (B V,3,H,W); V is told by `video_mask`.
         """
-        rows = video_mask.shape[0] if shaped else as_rows(video_mask).shape[0]
-        frames = video if shaped else video.reshape(-1, *video.shape[-3:])
-        if not shaped:
-            video_frame = frames.shape[0] // rows
-        vectors = self.clip.encode_image(self.normalize_frames(frames), video_frame)
-        return vectors.float().view(rows, -1, vectors.shape[-1])
+        rows, length = as_rows(video_mask).shape
+        frames = video.reshape(-1, *video.shape[-3:])
+        vectors = self.clip.encode_image(self.normalize_frames(frames), length)
+        return vectors.float().view(rows, length, vectors.shape[-1])
 
     def get_sequence_visual_output(
         self, input_ids, token_type_ids, attention_mask, video, video_mask, shaped=False, video_frame=-1
@@ -284,10 +300,14 @@ class CLIP4Clip(nn.Module):
         )
 
     def normalize_frames(self, frames: torch.Tensor) -> torch.Tensor:
-        """uint8 pixels -> CLIP's normalised floats; float input is taken as normalised already."""
+        """uint8 pixels (N,3,H,W) -> CLIP's normalised floats; float input is taken as normalised already."""
         if frames.is_floating_point():
             return frames
-        return (frames.float() / 255 - self.frame_mean) / self.frame_std
+        normalized = frames.float().div_(255)
+        # plain numbers, channel by channel: buffers would be broadcast over the ranks in every step
+        for channel, (mean, std) in enumerate(self.frame_statistics):
+            normalized[:, channel].sub_(mean).div_(std)
+        return normalized
 
     def aggregate_frames(self, visual_output: torch.Tensor, video_mask: torch.Tensor) -> torch.Tensor:
         """Temporal aggregation with a residual, once per video: (B,V,D) -> (B,V,D); the identity for "none"."""
@@ -312,8 +332,7 @@ class CLIP4Clip(nn.Module):
 
         `loose_type` is CLIP4Clip's and decides nothing: the head is tight or loose by itself.
         """
-        if not shaped:
-            attention_mask, video_mask = as_rows(attention_mask), as_rows(video_mask)
+        attention_mask, video_mask = as_rows(attention_mask), as_rows(video_mask)
         frames = self.aggregate_frames(visual_output, video_mask)
         return (self.score(sequence_output, frames, attention_mask, video_mask),)
 
@@ -326,20 +345,13 @@ class CLIP4Clip(nn.Module):
         if self.config.sim_header == "tightTransf":
             return self.cross_similarity(sequence_output, frames, video_mask)
         if self.config.sim_header in POOLED_HEADERS:
-            text_vectors, video_vectors = self.pooled_vectors(sequence_output, frames, video_mask)
+            text_vectors, video_vectors = pooled_vectors(sequence_output, frames, video_mask)
             return text_vectors @ video_vectors.T * self.clip.logit_scale.exp()
         if self.config.sim_header == "xti":
             logits = self.cross_similarity(sequence_output, frames, video_mask)
         else:
             logits = self.wti_interaction(sequence_output, frames, attention_mask, video_mask)
         return logits * self.clip.logit_scale.exp() if self.training else logits
-
-    def pooled_vectors(self, sequence_output, frames, video_mask) -> tuple[torch.Tensor, torch.Tensor]:
-        """Unit vectors of sentences (A,1,D) -> (A,D), and of the masked means of unit frames (B,V,D) -> (B,D)."""
-        mask = video_mask.unsqueeze(-1).float()
-        # a video without a valid frame divides by 1 and keeps a zero vector
-        mean = (F.normalize(frames, dim=-1) * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
-        return F.normalize(sequence_output.squeeze(1), dim=-1), F.normalize(mean, dim=-1)
 
     def wti_interaction(self, text_features, video_features, text_mask, video_mask) -> torch.Tensor:
         """(Weighted) token-wise interaction of (A,T,D) and (B,V,D) with masks (A,T), (B,V) -> (A,B) in [-1, 1]."""
@@ -369,6 +381,14 @@ class CLIP4Clip(nn.Module):
         ).flatten(0, 1)
         pair_mask = F.pad(video_mask, (1, 0), value=1).repeat(texts, 1)  # the sentence is always there
         return self.similarity_dense(self.cross(pairs, pair_mask)).view(texts, videos)
+
+
+def pooled_vectors(sentences, frames, video_mask) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit vectors of sentences (A,1,D) -> (A,D), and of the masked means of unit frames (B,V,D) -> (B,D)."""
+    mask = video_mask.unsqueeze(-1).float()
+    # a video without a valid frame divides by 1 and keeps a zero vector
+    mean = (F.normalize(frames, dim=-1) * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+    return F.normalize(sentences.squeeze(1), dim=-1), F.normalize(mean, dim=-1)
 
 
 def as_rows(tensor: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from conftest import REPOSITORY
+from tests.conftest import REPOSITORY
 
 from modules import file_utils
 from modules.file_utils import cached_path

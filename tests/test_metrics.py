@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY
+from tests.conftest import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import REPOSITORY
+from tests.conftest import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip.tokenizer import SimpleTokenizer as OpenClipTokenizer
