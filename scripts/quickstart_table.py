@@ -10,23 +10,9 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-NUMBER = r"([\d.]+)"
-RESULT = re.compile(
-    rf">>>  (?:V2T\$)?R@1: {NUMBER} - (?:V2T\$)?R@5: {NUMBER} - (?:V2T\$)?R@10: {NUMBER} - "
-    rf"(?:V2T\$)?Median R: {NUMBER} - (?:V2T\$)?Mean R: {NUMBER}"
-)
+from scripts.result_lines import last_results
+
 TIME_STAMP = "%m/%d/%Y %H:%M:%S"
-
-
-def last_results(log: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """R@1, R@5, R@10, median and mean rank of the last evaluation in a log.txt: text-to-video, video-to-text.
-
-    Raises ValueError naming the log where it holds no evaluation.
-    """
-    found = RESULT.findall(log.read_text(encoding="utf-8"))
-    if len(found) < 2:
-        raise ValueError(f"{log} holds no result of an evaluation")
-    return found[-2], found[-1]
 
 
 def seconds_taken(log: Path) -> float:

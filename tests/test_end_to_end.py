@@ -17,7 +17,7 @@ from dataloaders.rawvideo_util import RawVideoExtractor
 from modules.checkpoint import model_path, optimizer_path
 from scripts.make_mini_msrvtt import write_mini_msrvtt
 from scripts.make_tiny_clip import tiny_clip_state_dict
-from scripts.quickstart_table import last_results
+from scripts.result_lines import last_results
 from tests.launch import REPOSITORY, launcher, run_python
 from tests.test_modeling import HEADS
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from scripts.quickstart_table import last_results, main, seconds_taken, table
+from scripts.quickstart_table import main, seconds_taken, table
+from scripts.result_lines import last_results
 from tests.launch import run_python
 
 FIRST = (("40.1", "68.2", "79.3", "2.0", "17.4"), ("39.5", "67.0", "78.8", "2.0", "13.1"))
