@@ -149,7 +149,7 @@ def test_command(name):
     if cdcr:
         expected |= {"cdcr_alpha1": 0.11, "cdcr_alpha2": 0.0, "cdcr_lambda": 0.001}
     assert {key: getattr(args, key) for key in expected} == expected
-    assert not hasattr(args, "unread_flags")
+    assert args.unread_flags == []
     # a default that is ours, not DRL's, must not decide
     assert ("--cdcr" in command) == name.startswith("drl_")
 
