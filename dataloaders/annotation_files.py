@@ -19,7 +19,7 @@ def read_text(path, flag: str) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
+        line = error.object.count(b"\n", 0, error.start) + 1
         raise ValueError(f"{path} ({flag}), line {line}: no UTF-8 text ({error.reason})") from error
 
 
@@ -67,7 +67,7 @@ def read_csv(path, flag: str, columns: Iterable[str]) -> list[tuple[int, dict[st
                 )
             rows.append((reader.line_num, row))
     except csv.Error as error:
-        raise ValueError(f"{path} ({flag}), line {reader.line_num}: {error}") from error
+        raise ValueError(f"{path} ({flag}), row that begins in line {reader.line_num + 1}: {error}") from error
     return rows
 
 
