@@ -24,15 +24,17 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 import metrics
 import util
 from dataloaders.data_dataloaders import DATALOADER_DICT, evaluation_loaders
-from modules.checkpoint import load_optimizer, save_checkpoint
+from modules.checkpoint import check_evaluable, load_optimizer, save_checkpoint
+from modules.distributed import local_main_process_first
 from modules.file_utils import cached_path
 from modules.initialization import convert_clip_to_float16, describe_clip, freeze_clip_layers, read_state_dict
+from modules.losses import CDCR_MODES
 from modules.modeling import (
     AGG_MODULES,
+    AGGREGATING_HEADERS,
     CROSS_MODELS,
     SIM_HEADERS,
     TIGHT_HEADERS,
-    TOKEN_HEADERS,
     CLIP4Clip,
     CLIP4ClipConfig,
 )
@@ -54,7 +56,7 @@ class UnreadFlag(argparse.Action):
 
     def __call__(self, parser, namespace, values, option_string=None):
         setattr(namespace, self.dest, True if self.nargs == 0 else values)
-        namespace.unread_flags = [*getattr(namespace, "unread_flags", []), option_string]
+        namespace.unread_flags = [*namespace.unread_flags, option_string]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -68,6 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_model_flags(parser.add_argument_group("model"))
     add_training_flags(parser.add_argument_group("training"))
     add_unread_flags(parser.add_argument_group("accepted for CLIP4Clip's scripts, without effect"))
+    parser.set_defaults(unread_flags=[])
     return parser
 
 
@@ -139,7 +142,7 @@ def add_model_flags(group) -> None:
     )
     group.add_argument(
         "--agg_module", type=str, default="none", choices=AGG_MODULES,
-        help=f"temporal aggregation of the frames for the token heads ({', '.join(TOKEN_HEADERS)})",
+        help=f"temporal aggregation of the frames for {', '.join(AGGREGATING_HEADERS)}",
     )  # fmt: skip
     group.add_argument(
         "--wti_arch", type=int, default=2, choices=WTI_ARCHITECTURES, help="linear layers of wti's weight networks"
@@ -148,6 +151,13 @@ def add_model_flags(group) -> None:
         "--wti_padding", type=str, default="zero", choices=WTI_PADDINGS,
         help="padded words and frames count as cosine 0 (as published), or are left out of the maximum",
     )  # fmt: skip
+    group.add_argument(
+        "--cdcr", type=int, default=0, choices=CDCR_MODES,
+        help="channel decorrelation: 0 off, 1 of one random match a pair, 2 of best matches, 3 weighted",
+    )  # fmt: skip
+    group.add_argument("--cdcr_alpha1", type=float, default=1.0, help="weight of CDCR's diagonal")
+    group.add_argument("--cdcr_alpha2", type=float, default=0.06, help="weight of CDCR's other entries")
+    group.add_argument("--cdcr_lambda", type=float, default=0.001, help="weight of CDCR in the loss")
     group.add_argument(
         "--linear_patch", type=str, default="2d", choices=LINEAR_PATCHES, help="patches of one frame, or of three"
     )
@@ -203,11 +213,11 @@ def get_args(argv: list[str] | None = None) -> argparse.Namespace:
         check_args(args)
     except ValueError as error:
         parser.error(str(error))
-    unread = args.__dict__.pop("unread_flags", [])
     if int(os.environ.get("RANK", 0)) == 0:
-        if unread:
+        if args.unread_flags:
             logger.warning(
-                "these flags have no effect here (nor in CLIP4Clip, which never reads them): %s", " ".join(unread)
+                "these flags have no effect here (nor in CLIP4Clip, which never reads them): %s",
+                " ".join(args.unread_flags),
             )
         if args.loose_type and args.sim_header in TIGHT_HEADERS:
             logger.warning("--loose_type is ignored: --sim_header %s is a tight head", args.sim_header)
@@ -258,10 +268,21 @@ def check_args(args: argparse.Namespace) -> None:
         )
 
 
+def check_files(args: argparse.Namespace) -> None:
+    """Raise OSError naming the flag where a checkpoint is missing, or the output folder cannot be one."""
+    for flag in ("init_model", "resume_model"):
+        path = getattr(args, flag)
+        if path and "://" not in path and not Path(path).is_file():
+            raise FileNotFoundError(f"--{flag}: no file at {path}")
+    if Path(args.output_dir).exists() and not Path(args.output_dir).is_dir():
+        raise NotADirectoryError(f"--output_dir {args.output_dir} is a file, not a folder")
+
+
 @record  # the launcher's closing summary then shows the first error of any process
 def main(argv: list[str] | None = None) -> None:
     """Run what the flags ask for."""
     args = get_args(argv)
+    check_files(args)
     with util.distributed_process(args.local_rank) as process:
         if process.is_main:
             Path(args.output_dir).mkdir(parents=True, exist_ok=True)
@@ -282,13 +303,14 @@ def run(args: argparse.Namespace, process: util.Process) -> None:
     loaders = DATALOADER_DICT[args.datatype]
     split = "test" if loaders["test"] is not None else "val"
     test_loader, test_length = loaders[split](args, tokenizer, subset="test", image_resolution=model.input_resolution)
-    log_split("test", test_length, test_loader)
+    log_split("test", test_length, args.batch_size_val, len(test_loader))
 
     if not args.do_train:
         eval_epoch(args, model, test_loader, process)
         return
     train_loader, train_length, sampler = loaders["train"](args, tokenizer, image_resolution=model.input_resolution)
-    log_split("train", train_length, train_loader)
+    steps = len(train_loader) * args.epochs
+    log_split("training", train_length, args.batch_size // args.gradient_accumulation_steps, steps)
     train(args, model, train_loader, sampler, test_loader, process)
 
 
@@ -299,7 +321,7 @@ def log_parameters(args: argparse.Namespace, process: util.Process) -> None:
         logger.info("  <<< %s: %s", name, value)
     logger.info("device: %s, processes: %d, precision: %s", process.device, process.world_size, args.precision)
     if args.do_train:
-        local = args.sim_header in TIGHT_HEADERS
+        local = args.sim_header == "tightTransf"
         parts = args.gradient_accumulation_steps * (process.world_size if local else 1)
         logger.info(
             "global batch: %d pairs per optimizer step (%d processes x %d accumulation steps x %d pairs), "
@@ -309,16 +331,21 @@ def log_parameters(args: argparse.Namespace, process: util.Process) -> None:
         )  # fmt: skip
 
 
-def log_split(name: str, length: int, loader) -> None:
-    logger.info("***** %s split *****", name)
-    logger.info("  Num examples = %d", length)
-    logger.info("  Batch size = %d per process", loader.batch_size)
-    logger.info("  Num steps = %d", len(loader))
+def log_split(name: str, examples: int, batch_size: int, steps: int) -> None:
+    """CLIP4Clip's lines; the batch is that of all processes, the steps those of the whole run."""
+    logger.info("***** Running %s *****", name)
+    logger.info("  Num examples = %d", examples)
+    logger.info("  Batch size = %d", batch_size)
+    logger.info("  Num steps = %d", steps)
 
 
 def init_model(args: argparse.Namespace, process: util.Process, vocabulary: int) -> CLIP4Clip:
     """The model with its weights, on the device, in the precision of `args`, with frozen layers frozen."""
-    weights = read_state_dict(cached_path(args.init_model, args.cache_dir or None)) if args.init_model else None
+    weights = None
+    if args.init_model:
+        with local_main_process_first():
+            path = cached_path(args.init_model, args.cache_dir or None)
+        weights = read_state_dict(path)
     model = CLIP4Clip.from_pretrained(
         args.cross_model, state_dict=weights, cache_dir=args.cache_dir or None, task_config=args
     )
@@ -327,15 +354,9 @@ def init_model(args: argparse.Namespace, process: util.Process, vocabulary: int)
             f"the CLIP of --pretrained_clip_name {args.pretrained_clip_name} knows {model.clip.vocab_size} tokens, "
             f"but the tokenizer has {vocabulary}"
         )
-    untrained = model.weight_report.untrained_head
-    if untrained and not args.do_train:
-        origin = f"--init_model {args.init_model} does not hold" if args.init_model else "only --init_model can give"
-        raise ValueError(
-            f"--do_eval with a head that was never trained: --sim_header {args.sim_header} "
-            f"--agg_module {args.agg_module} needs {len(untrained)} weights that {origin}, "
-            f"such as {', '.join(untrained[:3])}"
-        )
-    if args.do_train:
+    if not args.do_train:
+        check_evaluable(model.config, model.weight_report, weights, args.init_model)
+    else:
         frozen = freeze_clip_layers(model.clip, args.freeze_layer_num)
         logger.info("%d of CLIP's weights are frozen (--freeze_layer_num %d)", len(frozen), args.freeze_layer_num)
     if args.precision == "clip_fp16":
@@ -363,8 +384,7 @@ def train(args, model: CLIP4Clip, train_loader, sampler, test_loader, process: u
         step_model = DistributedDataParallel(
             model,
             device_ids=[process.local_rank] if process.device.type == "cuda" else None,
-            broadcast_buffers=False,
-            find_unused_parameters=args.sim_header in TIGHT_HEADERS,  # logit_scale takes no part there
+            find_unused_parameters=args.sim_header == "tightTransf",  # logit_scale takes no part there
         )
 
     best_score, best_file = -1.0, None
@@ -396,7 +416,7 @@ def train_epoch(
     model.train()
     clip = getattr(model, "module", model).clip
     accumulate, batches = args.gradient_accumulation_steps, len(train_loader)
-    total_loss, started = 0.0, time.perf_counter()
+    total_loss, started, steps_before = 0.0, time.perf_counter(), global_step
     progress = tqdm(train_loader, desc=f"epoch {epoch + 1}/{args.epochs}", disable=None if process.is_main else True)
     for index, batch in enumerate(progress):
         input_ids, input_mask, segment_ids, video, video_mask = (
@@ -423,9 +443,9 @@ def train_epoch(
             logger.info(
                 "Epoch: %d/%s, Step: %d/%d, Lr: %s, Loss: %f, Time/step: %f",
                 epoch + 1, args.epochs, index + 1, batches, rates, value,
-                (time.perf_counter() - started) / args.n_display,
+                (time.perf_counter() - started) / (global_step - steps_before),
             )  # fmt: skip
-            started = time.perf_counter()
+            started, steps_before = time.perf_counter(), global_step
     return total_loss / batches, global_step
 
 
@@ -442,9 +462,8 @@ def eval_epoch(args, model: CLIP4Clip, test_loader, process: util.Process) -> fl
         return None
     video_index = np.asarray(test_loader.dataset.video_index)
     text_to_video, video_to_text = metrics.retrieval_metrics(similarity.numpy(), video_index)
-    texts, videos = similarity.shape
-    logger.info("sim matrix size: %d, %d", texts, videos)
-    logger.info("\t Length-T: %d, Length-V:%d (%.1f s)", texts, videos, time.perf_counter() - started)
+    logger.info("sim matrix size: %d, %d", *similarity.shape)
+    logger.info("\t Length-T: %d, Length-V:%d (%.1f s)", *similarity.shape, time.perf_counter() - started)
     logger.info("Text-to-Video:")
     logger.info(
         "\t>>>  R@1: {R1:.1f} - R@5: {R5:.1f} - R@10: {R10:.1f} - Median R: {MR:.1f} - Mean R: {MeanR:.1f}".format(

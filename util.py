@@ -30,7 +30,7 @@ class Process:
 
 @contextmanager
 def distributed_process(local_rank: int = 0) -> Iterator[Process]:
-    """Join the launcher's process group (nccl on CUDA, gloo on CPU) and leave it at the end; one process needs none.
+    """Join the launcher's process group (nccl on CUDA, gloo on CPU), leave it after success; one process needs none.
 
     `torchrun` and `torch.distributed.launch` say rank and world size in the environment; `local_rank` is the flag of
     that name, for launchers that pass only that.
@@ -46,19 +46,25 @@ def distributed_process(local_rank: int = 0) -> Iterator[Process]:
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
-    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+    if not is_launched():
         yield Process(device)
         return
-    dist.init_process_group(backend="nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield Process(device, dist.get_rank(), local_rank, dist.get_world_size())
-    finally:
-        dist.destroy_process_group()
+    is_cuda = device.type == "cuda"
+    # nccl is told its GPU: a barrier before any other collective would otherwise guess one from the global rank
+    dist.init_process_group(backend="nccl" if is_cuda else "gloo", device_id=device if is_cuda else None)
+    yield Process(device, dist.get_rank(), local_rank, dist.get_world_size())
+    # only after success: leaving a group waits for ranks that an error elsewhere keeps in a collective for ever
+    dist.destroy_process_group()
+
+
+def is_launched() -> bool:
+    """True where a launcher started this process as one of several (or one) of a group."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def launched_world_size() -> int:
     """Number of processes that the launcher started, 1 without a launcher; known before the group is up."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+    return int(os.environ["WORLD_SIZE"]) if is_launched() else 1
 
 
 def setup_logging(log_file: str | Path | None, is_main: bool = True) -> None:

@@ -72,10 +72,6 @@ class RetrievalDataset(Dataset):
         for caption_number, row in enumerate(self.video_index.tolist()):
             self._captions_of_video[row].append(caption_number)
 
-        # Filled as captions are read; the system hands out the pages of an array of zeros only when they are written.
-        self._token_ids = np.zeros((len(spans), max_words), dtype=np.int32)
-        self._token_counts = np.zeros(len(spans), dtype=np.int32)
-
     def __len__(self) -> int:
         return len(self.video_index) if self.every_caption else len(self.video_ids)
 
@@ -102,14 +98,12 @@ class RetrievalDataset(Dataset):
         return _View(len(self.video_ids), self._read_video)
 
     def _read_caption(self, caption_number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        if self._token_counts[caption_number] == 0:
-            words = self.tokenizer.tokenize(self.annotations.captions[caption_number].text)
-            tokens = [START_TOKEN, *words[: self.max_words - 2], END_TOKEN]
-            self._token_ids[caption_number, : len(tokens)] = self.tokenizer.convert_tokens_to_ids(tokens)
-            self._token_counts[caption_number] = len(tokens)
-        input_ids = self._token_ids[caption_number].astype(np.int64)
-        input_mask = (np.arange(self.max_words) < self._token_counts[caption_number]).astype(np.int64)
-        return input_ids[None], input_mask[None], np.zeros((1, self.max_words), dtype=np.int64)
+        words = self.tokenizer.tokenize(self.annotations.captions[caption_number].text)
+        tokens = [START_TOKEN, *words[: self.max_words - 2], END_TOKEN]
+        input_ids, input_mask, segment_ids = np.zeros((3, 1, self.max_words), dtype=np.int64)
+        input_ids[0, : len(tokens)] = self.tokenizer.convert_tokens_to_ids(tokens)
+        input_mask[0, : len(tokens)] = 1
+        return input_ids, input_mask, segment_ids
 
     def _read_video(self, row: int, generator: np.random.Generator | None = None) -> tuple[np.ndarray, np.ndarray]:
         video_id, start, end = self._spans[row]

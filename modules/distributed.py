@@ -37,27 +37,32 @@ def local_main_process_first() -> Iterator[None]:
 class AllGather(torch.autograd.Function):
     """Concatenates the ranks' rows: (N, ...) -> (R N, ...), in the order of the global ranks.
 
-    The backward returns this rank's slice of the gradient and adds nothing over the ranks. That is the published recipe
-    (CLIP4Clip, DRL): after DDP's mean over ranks, everything before the gather receives 1/R of the gradient that a
-    single process on the whole batch would compute.
+    The backward returns this rank's slice of the gradient. By default it adds nothing over the ranks, which is the
+    published recipe (CLIP4Clip, DRL): where every rank computes the loss of the whole batch, DDP's mean then leaves
+    everything before the gather 1/R of the gradient that a single process would compute. With `reduce` the ranks'
+    gradients are added first, which is exact where each rank computes its own part of the loss.
     """
 
     @staticmethod
-    def forward(ctx, rows: torch.Tensor) -> torch.Tensor:
-        ctx.rows = rows.shape[0]
+    def forward(ctx, rows: torch.Tensor, reduce: bool = False) -> torch.Tensor:
+        ctx.rows, ctx.reduce = rows.shape[0], reduce
+        rows = rows.contiguous()
         gathered = [torch.empty_like(rows) for _ in range(get_world_size())]
-        dist.all_gather(gathered, rows.contiguous())
+        dist.all_gather(gathered, rows)
         return torch.cat(gathered)
 
     @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        if ctx.reduce:
+            gradient = gradient.clone(memory_format=torch.contiguous_format)  # autograd may still need its own
+            dist.all_reduce(gradient)
         start = ctx.rows * get_rank()
-        return gradient[start : start + ctx.rows]
+        return gradient[start : start + ctx.rows], None
 
 
-def all_gather(rows: torch.Tensor) -> torch.Tensor:
+def all_gather(rows: torch.Tensor, reduce: bool = False) -> torch.Tensor:
     """Rows of all ranks, (N, ...) -> (R N, ...); every rank gives the same number. Differentiable as `AllGather`."""
-    return AllGather.apply(rows) if is_distributed() else rows
+    return AllGather.apply(rows, reduce) if is_distributed() else rows
 
 
 def all_gather_uneven(rows: torch.Tensor) -> torch.Tensor:

@@ -9,13 +9,14 @@ import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import nn
 
 from modules.distributed import local_main_process_first
 from modules.file_utils import cached_path
-from modules.module_clip import CLIP, count_blocks
+from modules.module_clip import CLIP
 
 logger = logging.getLogger(__name__)
 
@@ -196,6 +197,9 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
             content = torch.jit.load(path, map_location="cpu").state_dict()
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError:
+        # torch's own text advises to load the file in a way that could run its code
+        raise ValueError(f"{path} is damaged or holds more than a state dict of tensors; it was not loaded") from None
     except Exception as error:  # torch and safetensors raise errors of many kinds; none of them names the file
         raise ValueError(
             f"{path} cannot be read as weights (TorchScript archive, state dict of tensors, or .safetensors): "
@@ -306,14 +310,6 @@ def fresh_from_clip(key: str, weights: dict[str, torch.Tensor]) -> torch.Tensor 
         if key.startswith(prefix):
             return weights.get("clip." + source + key.removeprefix(prefix))
     return None
-
-
-def head_block_count(weights: dict[str, torch.Tensor]) -> int | None:
-    """Number of Transformer blocks of the head in a checkpoint, None where it has no such head."""
-    counts = (
-        count_blocks(weights, prefix) for prefix in ("transformerClip.resblocks.", "cross.transformer.resblocks.")
-    )
-    return next((count for count in counts if count), None)
 
 
 def freeze_clip_layers(clip: CLIP, freeze_layer_num: int) -> list[str]:

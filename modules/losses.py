@@ -1,16 +1,95 @@
-"""Losses on a square similarity matrix whose diagonal holds the true pairs."""
+"""The contrastive loss, and channel decorrelation (CDCR) from "Disentangled Representation Learning for Text-Video
+Retrieval" (Wang et al., 2022, arXiv:2203.07111), section 3.3. Pure functions of features and masks.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+CDCR_MODES = (0, 1, 2, 3)  # off, one random pair a video, best matches, weighted best matches
+SMALLEST_VARIANCE = 1e-8  # of unit vectors' channels, which have about 1 / D: keeps constant channels finite
+
 
 class CrossEn(nn.Module):
-    """Mean cross entropy of each row's diagonal entry: (G,G) logits -> scalar.
+    """Mean cross entropy of each row's true entry, the one at `first_column` + row: (N,G) logits -> scalar.
 
     >>> CrossEn()(torch.zeros(4, 4)).item() == torch.tensor(4.0).log().item()
     True
     """
 
-    def forward(self, logits: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(logits, torch.arange(logits.shape[0], device=logits.device))
+    def forward(self, logits: torch.Tensor, first_column: int = 0) -> torch.Tensor:
+        rows = torch.arange(logits.shape[0], device=logits.device)
+        return F.cross_entropy(logits, rows + first_column)
+
+
+def decorrelation_loss(correlation: torch.Tensor, alpha1: float, alpha2: float) -> torch.Tensor:
+    """alpha1 * sum of (diagonal - 1)^2 + alpha2 * sum of off-diagonal^2 of a (D,D) channel correlation.
+
+    >>> decorrelation_loss(torch.tensor([[0.5, 2.0], [0.0, 1.0]]), 1.0, 0.5).item()  # 0.25 + 0.5 * 4
+    2.25
+    """
+    squares = correlation.square()
+    on_diagonal = (correlation.diagonal() - 1).square().sum()
+    return alpha1 * on_diagonal + alpha2 * (squares.sum() - squares.diagonal().sum())
+
+
+def channel_correlation(
+    first: torch.Tensor, second: torch.Tensor, weights: torch.Tensor | None = None, count: int | None = None
+) -> torch.Tensor:
+    """Correlation of the channels of N pairs of vectors (N,D): (D,D).
+
+    Both sides are standardised per channel over the pairs (unbiased); the products are weighted by `weights` (N,) and
+    divided by `count`, or N. One pair, or none, correlates nothing: the result is 0.
+    """
+    first, second = standardize(first), standardize(second)
+    if weights is not None:
+        first = first * weights.unsqueeze(-1)
+    return first.T @ second / max(1, count or first.shape[0])
+
+
+def standardize(vectors: torch.Tensor) -> torch.Tensor:
+    """(N,D) -> (N,D) with mean 0 and unbiased variance 1 in every channel; a constant channel becomes 0."""
+    vectors = vectors.float()  # variances of unit vectors underflow in half precision
+    centred = vectors - vectors.sum(dim=0) / max(1, vectors.shape[0])
+    variance = centred.square().sum(dim=0) / max(1, vectors.shape[0] - 1)
+    return centred / variance.clamp(min=SMALLEST_VARIANCE).sqrt()
+
+
+def token_correlation(
+    text: torch.Tensor,
+    video: torch.Tensor,
+    text_mask: torch.Tensor,
+    video_mask: torch.Tensor,
+    text_weights: torch.Tensor,
+    video_weights: torch.Tensor,
+    mode: int,
+    padding: str = "zero",
+) -> torch.Tensor:
+    """Channel correlation (D,D) between matched words and frames of the true pairs.
+
+    text (G,T,D), video (G,V,D), masks and weights (G,T), (G,V). Mode 1 matches one random valid word with one random
+    valid frame a pair; 2 every valid word with its best valid frame and every valid frame with its best valid word; 3
+    is 2 with every match weighted by its token's weight. A pair without a valid word or frame takes no part.
+    `padding` is the score's: with "zero" a padded token, at cosine 0, may be the best match, as in the published runs.
+    """
+    text, video = F.normalize(text, dim=-1), F.normalize(video, dim=-1)
+    complete = text_mask.bool().any(dim=1) & video_mask.bool().any(dim=1)
+    words, frames = text_mask.bool() & complete[:, None], video_mask.bool() & complete[:, None]
+    if mode == 1:
+        rows = complete.nonzero().squeeze(1)
+        word, frame = (mask[rows].float().multinomial(1).squeeze(1) if len(rows) else rows for mask in (words, frames))
+        return channel_correlation(text[rows, word], video[rows, frame])
+    valid = words[:, :, None] & frames[:, None, :]
+    cosine = torch.einsum("gtd,gvd->gtv", text, video).masked_fill(~valid, 0.0 if padding == "zero" else -torch.inf)
+    correlations = []
+    for tokens, partners, best, mask, weights in (
+        (text, video, cosine.argmax(dim=2), words, text_weights),
+        (video, text, cosine.argmax(dim=1), frames, video_weights),
+    ):
+        matches = partners.gather(1, best.unsqueeze(-1).expand_as(tokens))
+        if mode == 3:
+            correlation = channel_correlation(tokens[mask], matches[mask], weights[mask], count=len(tokens))
+        else:
+            correlation = channel_correlation(tokens[mask], matches[mask])
+        correlations.append(correlation)
+    return (correlations[0] + correlations[1]) / 2

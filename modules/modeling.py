@@ -5,11 +5,12 @@
 
 Shapes: A texts of T words, B videos of V frames, joint width D; in training A = B = the global batch G.
 Heads: meanP, seqLSTM, seqTransf, tightTransf are CLIP4Clip's (Luo et al., 2021, arXiv:2104.08860); ti and wti are DRL's
-token-wise interactions (Wang et al., 2022, arXiv:2203.07111).
+token-wise interactions and xti its cross encoder (Wang et al., 2022, arXiv:2203.07111).
 """
 
 import dataclasses
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from modules.distributed import all_gather
+from modules.distributed import all_gather, get_rank, get_world_size
 from modules.initialization import (
     OPENAI_MEAN,
     OPENAI_STD,
@@ -28,7 +29,7 @@ from modules.initialization import (
     read_clip_weights,
     without_module_prefix,
 )
-from modules.losses import CrossEn
+from modules.losses import CDCR_MODES, CrossEn, channel_correlation, decorrelation_loss, token_correlation
 from modules.module_clip import CLIP, LINEAR_PATCHES
 from modules.module_cross import CrossModel, TransformerClip
 from modules.token_interaction import (
@@ -43,10 +44,11 @@ from modules.token_interaction import (
 logger = logging.getLogger(__name__)
 
 POOLED_HEADERS = ("meanP", "seqLSTM", "seqTransf")  # one vector a text, one a video
-TIGHT_HEADERS = ("tightTransf",)  # a cross encoder reads every pair
+TIGHT_HEADERS = ("tightTransf", "xti")  # a cross encoder reads every pair
 TOKEN_HEADERS = ("ti", "wti")  # every word against every frame
 SIM_HEADERS = POOLED_HEADERS + TIGHT_HEADERS + TOKEN_HEADERS
 AGG_MODULES = ("none", "seqLSTM", "seqTransf")
+AGGREGATING_HEADERS = (*TOKEN_HEADERS, "xti")  # the others fix their own aggregation
 CROSS_MODELS = ("cross-base",)
 
 
@@ -63,6 +65,10 @@ class CLIP4ClipConfig:
     agg_module: str = "none"
     wti_arch: int = 2
     wti_padding: str = "zero"
+    cdcr: int = 0
+    cdcr_alpha1: float = 1.0
+    cdcr_alpha2: float = 0.06
+    cdcr_lambda: float = 0.001
 
     @classmethod
     def from_namespace(cls, namespace) -> "CLIP4ClipConfig":
@@ -76,6 +82,7 @@ class CLIP4ClipConfig:
             "agg_module": AGG_MODULES,
             "wti_arch": WTI_ARCHITECTURES,
             "wti_padding": WTI_PADDINGS,
+            "cdcr": CDCR_MODES,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -87,10 +94,31 @@ class CLIP4ClipConfig:
                 raise ValueError(f"--{name} {getattr(self, name)} must be at least 1")
         if self.max_words < 2:
             raise ValueError(f"--max_words {self.max_words} leaves no room for the start and the end token")
-        if self.agg_module != "none" and self.sim_header not in TOKEN_HEADERS:
+        if self.agg_module != "none" and self.sim_header not in AGGREGATING_HEADERS:
             raise ValueError(
-                f"--agg_module {self.agg_module} belongs to the token heads ({', '.join(TOKEN_HEADERS)}); "
+                f"--agg_module {self.agg_module} belongs to the heads {', '.join(AGGREGATING_HEADERS)}; "
                 f"--sim_header {self.sim_header} fixes its own aggregation"
+            )
+        if self.cdcr and self.sim_header in TIGHT_HEADERS:
+            raise ValueError(
+                f"--cdcr {self.cdcr} needs vectors of texts and videos to decorrelate; --sim_header {self.sim_header} "
+                f"reads pairs (it works with {', '.join(POOLED_HEADERS + TOKEN_HEADERS)})"
+            )
+        for name in ("cdcr_alpha1", "cdcr_alpha2", "cdcr_lambda"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"--{name} {getattr(self, name)} must be a number >= 0")
+
+    def check_lengths(self, positions: int) -> None:
+        """Raise ValueError where texts or videos are longer than the CLIP's context: all positions start from there."""
+        if self.max_words > positions:
+            raise ValueError(f"--max_words {self.max_words} exceeds the CLIP's context of {positions} tokens")
+        needed = self.max_frames if self.aggregation == "seqTransf" else 0
+        if self.sim_header in TIGHT_HEADERS:
+            needed = 1 + self.max_frames  # the sentence vector takes the first position
+        if needed > positions:
+            raise ValueError(
+                f"--max_frames {self.max_frames} needs {needed} positions with --sim_header {self.sim_header} "
+                f"--agg_module {self.agg_module}, but the CLIP has {positions}"
             )
 
     @property
@@ -108,16 +136,7 @@ class CLIP4Clip(nn.Module):
         self.clip = clip
         self.weight_report = WeightReport()
         width, positions = clip.embed_dim, clip.context_length
-        needed = {"none": 0, "seqLSTM": 0, "seqTransf": config.max_frames}[config.aggregation]
-        if config.sim_header in TIGHT_HEADERS:
-            needed = 1 + config.max_frames  # the sentence vector takes the first position
-        if needed > positions:
-            raise ValueError(
-                f"--max_frames {config.max_frames} needs {needed} positions with --sim_header {config.sim_header} "
-                f"--agg_module {config.agg_module}, but there are {positions}"
-            )
-        if config.max_words > positions:
-            raise ValueError(f"--max_words {config.max_words} exceeds the CLIP's context of {positions} tokens")
+        config.check_lengths(positions)
 
         if config.sim_header in TIGHT_HEADERS:
             self.cross = CrossModel(width, config.cross_num_hidden_layers, positions)
@@ -135,9 +154,7 @@ class CLIP4Clip(nn.Module):
             self.video_weight_fc = weight_mlp(width, config.wti_arch)
         self._start_fresh_heads()
         self.loss_fct = CrossEn()
-        # not persistent: checkpoints hold CLIP4Clip's keys only
-        self.register_buffer("frame_mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("frame_std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.frame_statistics = tuple(zip(mean, std, strict=True))
 
     @classmethod
     def from_pretrained(
@@ -154,6 +171,8 @@ class CLIP4Clip(nn.Module):
             raise ValueError(f"--cross_model {cross_model_name!r} is unknown; choose from {', '.join(CROSS_MODELS)}")
         config = CLIP4ClipConfig.from_namespace(task_config)
         source = describe_clip(config.pretrained_clip_name)
+        if source.context_length is not None:  # of a file it is known only when that is read
+            config.check_lengths(source.context_length)
         weights = without_module_prefix(state_dict or {})
         if not any(key.startswith("clip.") for key in weights):
             clip_weights = read_clip_weights(source, cache_dir)
@@ -168,6 +187,8 @@ class CLIP4Clip(nn.Module):
         model = cls(config, clip, source.mean, source.std)
         model.weight_report = load_weights(model, weights)
         model.weight_report.log()
+        # weights do not tell these; an evaluation needs the --pretrained_clip_name of the training for them
+        logger.info("activation %s, frames normalised by mean %s, std %s", source.activation, source.mean, source.std)
         return model
 
     def _start_fresh_heads(self) -> None:
@@ -188,6 +209,14 @@ class CLIP4Clip(nn.Module):
         return self.config.sim_header in TOKEN_HEADERS
 
     @property
+    def floats_per_pair(self) -> int:
+        """About how many floats scoring one text with one video holds at once; tells how many pairs make a block."""
+        if self.config.sim_header in TIGHT_HEADERS:
+            # queries, keys, values, the four times wider hidden layer, and what goes around them
+            return 12 * (1 + self.config.max_frames) * self.clip.embed_dim
+        return 3 * self.config.max_words * self.config.max_frames if self.is_token_head else 1
+
+    @property
     def input_resolution(self) -> int:
         """Side of the square frames that the CLIP takes, in pixels."""
         return self.clip.visual.input_resolution
@@ -204,29 +233,62 @@ class CLIP4Clip(nn.Module):
         sequence_output, visual_output = self.get_sequence_visual_output(
             input_ids, token_type_ids, attention_mask, video, video_mask
         )
-        frames = self.aggregate_frames(visual_output, video_mask)
-        if self.config.sim_header not in TIGHT_HEADERS:  # those take their negatives from this rank alone
-            sequence_output, frames = all_gather(sequence_output), all_gather(frames)
-            attention_mask, video_mask = all_gather(attention_mask), all_gather(video_mask)
-        logits = self.score(sequence_output, frames, attention_mask, video_mask)
-        return (self.loss_fct(logits) + self.loss_fct(logits.T)) / 2
+        features = (sequence_output, self.aggregate_frames(visual_output, video_mask), attention_mask, video_mask)
+        if self.config.sim_header == "xti":
+            return self.own_rows_and_columns_loss(*features)
+        if self.config.sim_header != "tightTransf":  # that one takes its negatives from this rank alone
+            features = tuple(all_gather(feature) for feature in features)
+        logits = self.score(*features)
+        loss = (self.loss_fct(logits) + self.loss_fct(logits.T)) / 2
+        if self.config.cdcr:
+            loss = loss + self.config.cdcr_lambda * self.decorrelation(*features)
+        return loss
+
+    def own_rows_and_columns_loss(self, sequence_output, frames, attention_mask, video_mask) -> torch.Tensor:
+        """Loss of this rank's texts against all videos, and of its videos against all texts.
+
+        Its mean over the ranks, and after DDP the gradient, are those of one process on the whole batch. A rank scores
+        2 G^2 / R pairs instead of G^2, which is what makes a cross encoder affordable.
+        """
+        if get_world_size() == 1:
+            logits = self.score(sequence_output, frames, attention_mask, video_mask)
+            return (self.loss_fct(logits) + self.loss_fct(logits.T)) / 2
+        all_texts, all_frames = all_gather(sequence_output, reduce=True), all_gather(frames, reduce=True)
+        own_texts = self.score(sequence_output, all_frames, attention_mask, all_gather(video_mask))
+        own_videos = self.score(all_texts, frames, all_gather(attention_mask), video_mask)
+        first = get_rank() * sequence_output.shape[0]
+        return (self.loss_fct(own_texts, first) + self.loss_fct(own_videos.T, first)) / 2
+
+    def decorrelation(self, sequence_output, frames, attention_mask, video_mask) -> torch.Tensor:
+        """CDCR of the true pairs: of sentence and pooled vectors, or of matched tokens for the token heads."""
+        if self.is_token_head:
+            weights = self.token_weights(sequence_output, frames, attention_mask, video_mask)
+            correlation = token_correlation(
+                sequence_output, frames, attention_mask, video_mask, *weights,
+                self.config.cdcr, self.config.wti_padding,
+            )  # fmt: skip
+        else:
+            correlation = channel_correlation(*pooled_vectors(sequence_output, frames, video_mask))
+        return decorrelation_loss(correlation, self.config.cdcr_alpha1, self.config.cdcr_alpha2)
 
     def get_sequence_output(self, input_ids, token_type_ids=None, attention_mask=None, shaped=False) -> torch.Tensor:
-        """Ids (A,T) -> float32 sentence vectors (A,1,D), or all tokens (A,T,D) for the token heads."""
-        sentences, tokens = self.clip.encode_text(input_ids if shaped else as_rows(input_ids))
+        """Ids (A,T) -> float32 sentence vectors (A,1,D), or all tokens (A,T,D) for the token heads.
+
+        Only the ids are read; the other arguments are CLIP4Clip's. `shaped` says that the pair axis is gone already,
+        which the shapes tell here and below.
+        """
+        sentences, tokens = self.clip.encode_text(as_rows(input_ids))
         return tokens.float() if self.is_token_head else sentences.float().unsqueeze(1)
 
     def get_visual_output(self, video, video_mask, shaped=False, video_frame=-1) -> torch.Tensor:
         """Frames -> the encoder's float32 frame vectors (B,V,D), before temporal aggregation.
 
-        `video` is (B,V,3,H,W) with any axes of size 1 between, or with `shaped` (B V,3,H,W) and `video_frame` V.
+        `video` is (B,V,3,H,W), with axes of size 1 between or flattened to (B V,3,H,W); V is told by `video_mask`.
         """
-        rows = video_mask.shape[0] if shaped else as_rows(video_mask).shape[0]
-        frames = video if shaped else video.reshape(-1, *video.shape[-3:])
-        if not shaped:
-            video_frame = frames.shape[0] // rows
-        vectors = self.clip.encode_image(self.normalize_frames(frames), video_frame)
-        return vectors.float().view(rows, -1, vectors.shape[-1])
+        rows, length = as_rows(video_mask).shape
+        frames = video.reshape(-1, *video.shape[-3:])
+        vectors = self.clip.encode_image(self.normalize_frames(frames), length)
+        return vectors.float().view(rows, length, vectors.shape[-1])
 
     def get_sequence_visual_output(
         self, input_ids, token_type_ids, attention_mask, video, video_mask, shaped=False, video_frame=-1
@@ -238,10 +300,14 @@ class CLIP4Clip(nn.Module):
         )
 
     def normalize_frames(self, frames: torch.Tensor) -> torch.Tensor:
-        """uint8 pixels -> CLIP's normalised floats; float input is taken as normalised already."""
+        """uint8 pixels (N,3,H,W) -> CLIP's normalised floats; float input is taken as normalised already."""
         if frames.is_floating_point():
             return frames
-        return (frames.float() / 255 - self.frame_mean) / self.frame_std
+        normalized = frames.float().div_(255)
+        # plain numbers, channel by channel: buffers would be broadcast over the ranks in every step
+        for channel, (mean, std) in enumerate(self.frame_statistics):
+            normalized[:, channel].sub_(mean).div_(std)
+        return normalized
 
     def aggregate_frames(self, visual_output: torch.Tensor, video_mask: torch.Tensor) -> torch.Tensor:
         """Temporal aggregation with a residual, once per video: (B,V,D) -> (B,V,D); the identity for "none"."""
@@ -266,49 +332,41 @@ class CLIP4Clip(nn.Module):
 
         `loose_type` is CLIP4Clip's and decides nothing: the head is tight or loose by itself.
         """
-        if not shaped:
-            attention_mask, video_mask = as_rows(attention_mask), as_rows(video_mask)
+        attention_mask, video_mask = as_rows(attention_mask), as_rows(video_mask)
         frames = self.aggregate_frames(visual_output, video_mask)
         return (self.score(sequence_output, frames, attention_mask, video_mask),)
 
     def score(self, sequence_output, frames, attention_mask, video_mask) -> torch.Tensor:
         """Logits (A,B) from text features and *aggregated* frames (B,V,D), with masks (A,T) and (B,V).
 
-        exp(logit_scale) multiplies the pooled heads always, the token heads in training only (their evaluation gives
-        values in [-1, 1]), tightTransf never.
+        exp(logit_scale) multiplies CLIP4Clip's pooled heads always, DRL's ti, wti and xti in training only (the
+        evaluation of ti and wti gives values in [-1, 1]), tightTransf never.
         """
-        if self.config.sim_header in TIGHT_HEADERS:
+        if self.config.sim_header == "tightTransf":
             return self.cross_similarity(sequence_output, frames, video_mask)
-        if self.is_token_head:
+        if self.config.sim_header in POOLED_HEADERS:
+            text_vectors, video_vectors = pooled_vectors(sequence_output, frames, video_mask)
+            return text_vectors @ video_vectors.T * self.clip.logit_scale.exp()
+        if self.config.sim_header == "xti":
+            logits = self.cross_similarity(sequence_output, frames, video_mask)
+        else:
             logits = self.wti_interaction(sequence_output, frames, attention_mask, video_mask)
-            return logits * self.clip.logit_scale.exp() if self.training else logits
-        return self.pooled_similarity(sequence_output, frames, video_mask) * self.clip.logit_scale.exp()
-
-    def pooled_similarity(self, sequence_output, frames, video_mask) -> torch.Tensor:
-        """Cosine of sentence vectors (A,1,D) and the masked mean of unit frames (B,V,D) -> (A,B)."""
-        mask = video_mask.unsqueeze(-1).float()
-        # a video without a valid frame divides by 1 and keeps a zero vector
-        mean = (F.normalize(frames, dim=-1) * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
-        return F.normalize(sequence_output.squeeze(1), dim=-1) @ F.normalize(mean, dim=-1).T
+        return logits * self.clip.logit_scale.exp() if self.training else logits
 
     def wti_interaction(self, text_features, video_features, text_mask, video_mask) -> torch.Tensor:
-        """(Weighted) token-wise interaction of (A,T,D) and (B,V,D) with masks (A,T), (B,V) -> (A,B) in [-1, 1].
-
-        The weights are computed from the features before normalisation; `ti` weighs all valid tokens alike.
-        """
-        if self.config.sim_header == "wti":
-            text_weights = softmax_weights(self.text_weight_fc(text_features).squeeze(-1), text_mask)
-            video_weights = softmax_weights(self.video_weight_fc(video_features).squeeze(-1), video_mask)
-        else:
-            text_weights, video_weights = uniform_weights(text_mask), uniform_weights(video_mask)
+        """(Weighted) token-wise interaction of (A,T,D) and (B,V,D) with masks (A,T), (B,V) -> (A,B) in [-1, 1]."""
+        weights = self.token_weights(text_features, video_features, text_mask, video_mask)
         return token_interaction(
-            text_features,
-            video_features,
-            text_mask,
-            video_mask,
-            text_weights,
-            video_weights,
-            self.config.wti_padding,
+            text_features, video_features, text_mask, video_mask, *weights, self.config.wti_padding
+        )
+
+    def token_weights(self, text_features, video_features, text_mask, video_mask) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weights of words (A,T) and frames (B,V): wti's from the features before normalisation, ti's all alike."""
+        if self.config.sim_header == "ti":
+            return uniform_weights(text_mask), uniform_weights(video_mask)
+        return (
+            softmax_weights(self.text_weight_fc(text_features).squeeze(-1), text_mask),
+            softmax_weights(self.video_weight_fc(video_features).squeeze(-1), video_mask),
         )
 
     def cross_similarity(self, sequence_output, frames, video_mask) -> torch.Tensor:
@@ -323,6 +381,14 @@ class CLIP4Clip(nn.Module):
         ).flatten(0, 1)
         pair_mask = F.pad(video_mask, (1, 0), value=1).repeat(texts, 1)  # the sentence is always there
         return self.similarity_dense(self.cross(pairs, pair_mask)).view(texts, videos)
+
+
+def pooled_vectors(sentences, frames, video_mask) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit vectors of sentences (A,1,D) -> (A,D), and of the masked means of unit frames (B,V,D) -> (B,D)."""
+    mask = video_mask.unsqueeze(-1).float()
+    # a video without a valid frame divides by 1 and keeps a zero vector
+    mean = (F.normalize(frames, dim=-1) * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+    return F.normalize(sentences.squeeze(1), dim=-1), F.normalize(mean, dim=-1)
 
 
 def as_rows(tensor: torch.Tensor) -> torch.Tensor:

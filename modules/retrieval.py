@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from modules.distributed import all_gather_uneven
-from modules.modeling import CLIP4Clip
+from modules.modeling import CLIP4Clip, as_rows
 
-PAIRS_PER_BLOCK = 1 << 14  # pairs scored at once; a block of wti holds this many (T,V) cosine tables
+FLOATS_PER_BLOCK = 1 << 26  # scored at once: a quarter of a gigabyte
 
 
 @dataclass
@@ -30,7 +30,7 @@ def encode_texts(model: CLIP4Clip, batches: Iterable[tuple[torch.Tensor, ...]], 
     for input_ids, input_mask, segment_ids in batches:
         input_ids, input_mask = input_ids.to(device), input_mask.to(device)
         vectors.append(model.get_sequence_output(input_ids, segment_ids, input_mask))
-        masks.append(input_mask.flatten(0, 1))
+        masks.append(as_rows(input_mask))
     tokens = length if model.is_token_head else 1
     return Features(
         concatenate(vectors, (tokens, model.clip.embed_dim), torch.float32, device),
@@ -44,7 +44,7 @@ def encode_videos(model: CLIP4Clip, batches: Iterable[tuple[torch.Tensor, ...]],
     length = model.config.max_frames
     vectors, masks = [], []
     for video, video_mask in batches:
-        video_mask = video_mask.to(device).flatten(0, 1)
+        video_mask = as_rows(video_mask.to(device))
         frames = model.get_visual_output(video.to(device), video_mask)
         vectors.append(model.aggregate_frames(frames, video_mask))
         masks.append(video_mask)
@@ -63,7 +63,7 @@ def concatenate(parts: list[torch.Tensor], row_shape: tuple[int, ...], dtype, de
 def score_in_blocks(model: CLIP4Clip, texts: Features, videos: Features) -> torch.Tensor:
     """Similarity (A,B) of every text with every video, in float32 on the CPU."""
     similarity = torch.empty(texts.vectors.shape[0], videos.vectors.shape[0])
-    rows = max(1, PAIRS_PER_BLOCK // max(1, videos.vectors.shape[0]))
+    rows = max(1, FLOATS_PER_BLOCK // (max(1, videos.vectors.shape[0]) * model.floats_per_pair))
     for start in range(0, similarity.shape[0], rows):
         block = slice(start, start + rows)
         similarity[block] = model.score(texts.vectors[block], videos.vectors, texts.mask[block], videos.mask).cpu()

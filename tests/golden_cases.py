@@ -10,7 +10,8 @@ from torch import nn
 
 from modules.modeling import CLIP4Clip
 
-INTERACTION_HEADS = {"dp": "meanP", "ti": "ti", "wti": "wti"}
+INTERACTION_HEADS = {"ti": "ti", "wti": "wti", "xti": "xti"}
+POOLED_HEAD_OF = {"none": "meanP", "seqLSTM": "seqLSTM", "seqTransf": "seqTransf"}  # DRL's "dp" with its agg_module
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,12 @@ def load_case(archive: dict[str, np.ndarray], name: str) -> GoldenCase:
     """The case `name` of the archive."""
     flags = next(case for case in json.loads(str(archive["cases"])) if case["name"] == name)
     is_drl = flags["peer"] == "DRL"
-    head = INTERACTION_HEADS[flags.get("interaction", "wti")] if is_drl else flags.get("sim_header", "meanP")
+    agg_module = flags.get("agg_module", "none")
+    head = flags.get("sim_header", "meanP")
+    if is_drl and flags.get("interaction") == "dp":
+        head, agg_module = POOLED_HEAD_OF[agg_module], "none"
+    elif is_drl:
+        head = INTERACTION_HEADS[flags.get("interaction", "wti")]
     task_config = SimpleNamespace(
         pretrained_clip_name="ViT-B/32",
         max_words=9,
@@ -45,8 +51,10 @@ def load_case(archive: dict[str, np.ndarray], name: str) -> GoldenCase:
         cross_num_hidden_layers=2,
         sim_header=head,
         linear_patch=flags.get("linear_patch", "2d"),
-        agg_module=flags.get("agg_module", "none"),
+        agg_module=agg_module,
         wti_arch=flags.get("wti_arch", 2),
+        cdcr=flags.get("cdcr", 0),
+        cdcr_alpha1=0.11,
     )
     clip = {f"clip.{key}": value for key, value in tensors_below(archive, "clip/").items()}
     return GoldenCase(

@@ -103,6 +103,10 @@ OUR_FLAGS = [
     ("agg_module", str, "none"),
     ("wti_arch", int, 2),
     ("wti_padding", str, "zero"),
+    ("cdcr", int, 0),
+    ("cdcr_alpha1", float, 1.0),
+    ("cdcr_alpha2", float, 0.06),
+    ("cdcr_lambda", float, 0.001),
     ("precision", str, None),  # by the device
 ]
 CHOICES = {
@@ -112,10 +116,11 @@ CHOICES = {
     "eval_frame_order": [0, 1, 2],
     "slice_framepos": [0, 1, 2],
     "linear_patch": ["2d", "3d"],
-    "sim_header": ["meanP", "seqLSTM", "seqTransf", "tightTransf", "ti", "wti"],
+    "sim_header": ["meanP", "seqLSTM", "seqTransf", "tightTransf", "xti", "ti", "wti"],
     "agg_module": ["none", "seqLSTM", "seqTransf"],
     "wti_arch": [1, 2, 3],
     "wti_padding": ["zero", "exclude"],
+    "cdcr": [0, 1, 2, 3],
     "precision": ["clip_fp16", "fp32"],
 }
 
@@ -326,7 +331,7 @@ def test_list_of_flags():
 
 def test_tables_of_flags_have_no_doubles():
     names = [name for name, _, _ in CLIP4CLIP_FLAGS + OUR_FLAGS]
-    assert len(names) == len(set(names)) == 54 + 4
+    assert len(names) == len(set(names)) == 54 + 8
 
 
 def forbidden_lines(tree: ast.AST) -> list[str]:

@@ -65,3 +65,19 @@ def test_one_process_needs_no_group():
     assert (get_rank(), get_world_size()) == (0, 1)
     with local_main_process_first():
         pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
+def test_xti_has_the_gradient_of_one_process(tmp_path, golden_parity, processes):
+    """Each rank computes its own rows and columns of the loss; the means over the ranks are the whole batch's."""
+    case = load_case(golden_parity, "xti")
+    ranks = run_ranks(tmp_path, "xti", processes)
+    mean_loss = sum(rank["loss"].item() for rank in ranks) / processes
+    assert mean_loss == pytest.approx(case.outputs["train_loss"].item(), abs=1e-5)
+    model = case.model().train()
+    model(*load_inputs(golden_parity)).backward()
+    for rank in ranks:
+        for name, parameter in model.named_parameters():
+            tolerance = 2e-5 * parameter.grad.abs().max().item() + 5e-7
+            assert torch.allclose(rank["gradients"][name], parameter.grad, rtol=1e-3, atol=tolerance), name

@@ -87,9 +87,15 @@ def test_files_and_log_lines_are_clip4clips(folder, tmp_path):
         r"The best model is: .*pytorch_model\.bin\.[01], the R1 is: \d+\.\d{4} \(epoch picked on the test split",
         r"global batch: 12 pairs per optimizer step .* each scored against 12 candidates",
         r"24 videos, 72 captions, 0 missing",
-        r"4 weights started fresh at random: text_weight_fc\.\* \(4\)|8 weights started fresh at random",
+        r"8 weights started fresh at random: text_weight_fc\.\* \(4\), video_weight_fc\.\* \(4\)",
+        r"activation quick_gelu, frames normalised by mean \(0\.48145466, 0\.4578275, 0\.40821073\)",
     ):
         assert re.search(line, log), line
+
+
+def test_unread_flags_are_on_record(folder, tmp_path):
+    main_task_retrieval.main(train_flags(folder, tmp_path, "--epochs", "1", "--fp16", "--lr_decay", "0.9"))
+    assert "<<< unread_flags: ['--fp16', '--lr_decay']" in log_of(tmp_path)
 
 
 @pytest.mark.parametrize("launch", ["torchrun", "torch.distributed.launch"])

@@ -7,7 +7,6 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +19,7 @@ from metrics import (
     tensor_text_to_video_metrics,
     tensor_video_to_text_sim,
 )
+from tests.conftest import REPOSITORY
 
 KEYS = ("R1", "R5", "R10", "R50", "MR", "MedianR", "MeanR")
 

@@ -3,6 +3,7 @@
 import pytest
 
 from scripts.quickstart_table import last_results, main, seconds_taken, table
+from tests.launch import run_python
 
 FIRST = (("40.1", "68.2", "79.3", "2.0", "17.4"), ("39.5", "67.0", "78.8", "2.0", "13.1"))
 LAST = (("42.9", "71.4", "100.0", "2.5", "15.6"), ("0.0", "70.9", "80.2", "1.0", "11.0"))
@@ -106,7 +107,7 @@ def test_main_prints_the_table_and_that_the_numbers_repeat(tmp_path, capsys):
 
 @pytest.mark.parametrize("place", range(10))
 def test_other_numbers_of_the_eval_only_run_are_an_error(tmp_path, capsys, place):
-    """Each of the ten numbers counts; the error says both results, the exit code is 1 and no table is printed."""
+    """Each of the ten numbers counts; the error says both results, and no table is printed."""
     flat = [*LAST[0], *LAST[1]]
     flat[place] = "3.7"
     changed = (tuple(flat[:5]), tuple(flat[5:]))
@@ -117,9 +118,16 @@ def test_other_numbers_of_the_eval_only_run_are_an_error(tmp_path, capsys, place
     assert str(error.value) == f"{evaluated} gives {changed}, the last epoch in {training} gave {LAST}"
     with pytest.raises(SystemExit) as stopped:
         main([str(tmp_path / "wti")])
-    # a text as the code of SystemExit goes to stderr, and the process exits with 1
     assert stopped.value.code == f"quickstart_table: {error.value}"
     assert capsys.readouterr().out == ""
+
+
+def test_the_command_exits_with_1_and_says_why(tmp_path):
+    write_training(tmp_path / "wti")
+    write_evaluation(tmp_path / "wti-eval", FIRST)
+    finished = run_python("-m", "scripts.quickstart_table", tmp_path / "wti")
+    assert (finished.returncode, finished.stdout) == (1, "")
+    assert finished.stderr.startswith(f"quickstart_table: {tmp_path / 'wti-eval' / 'log.txt'} gives ")
 
 
 def test_numbers_of_an_earlier_epoch_are_not_enough(tmp_path):

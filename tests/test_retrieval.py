@@ -17,10 +17,10 @@ def batches(*tensors: torch.Tensor, size: int) -> list[tuple[torch.Tensor, ...]]
 
 @pytest.mark.parametrize(("head", "agg_module"), HEADS)
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
-@pytest.mark.parametrize("pairs_per_block", [1, 13, 1 << 14])
-def test_blocks_and_batches_change_nothing(monkeypatch, head, agg_module, batch_size, pairs_per_block):
-    monkeypatch.setattr(retrieval, "PAIRS_PER_BLOCK", pairs_per_block)
+@pytest.mark.parametrize("texts_per_block", [0.5, 1, 3, 100])
+def test_blocks_and_batches_change_nothing(monkeypatch, head, agg_module, batch_size, texts_per_block):
     model = tiny_model(head, agg_module).eval()
+    monkeypatch.setattr(retrieval, "FLOATS_PER_BLOCK", int(texts_per_block * 5 * model.floats_per_pair))
     input_ids, segment_ids, input_mask, video, video_mask = tiny_batch(8)
     videos = 5  # as many texts as videos is a special case
     similarity = similarity_of_split(

@@ -98,15 +98,6 @@ def test_texts_equal_the_reference_with_the_real_tokenizer(golden_small):
         assert input_mask.tolist() == [[1] * len(case["ids"]) + padding]
 
 
-def test_a_text_is_tokenized_once():
-    dataset = build([Caption("a", "1"), Caption("b", "2")])
-    for _ in range(3):
-        first, second = dataset.captions_only()[0], dataset[1]
-        assert (first[0][0, 1], second[0][0, 1]) == (1, 2)
-        first[0][:] = 77  # a caller's change must not reach the cache
-    assert dataset.tokenizer.tokenized == ["1", "2"]
-
-
 def test_distinct_videos_are_counted_by_id_and_span():
     captions = [
         Caption("b", "1"),
