@@ -97,8 +97,10 @@ def add_data_flags(group) -> None:
     group.add_argument(
         "--datatype", type=str, default="msrvtt", choices=sorted(DATALOADER_DICT), help="which data set's reader"
     )
-    group.add_argument("--train_csv", type=str, default="data/.train.csv", help="MSR-VTT: csv of the training videos")
-    group.add_argument("--val_csv", type=str, default="data/.val.csv", help="MSR-VTT: csv of the test pairs")
+    group.add_argument(
+        "--train_csv", type=str, default="data/.train.csv", help="MSR-VTT, custom: csv of the training split"
+    )
+    group.add_argument("--val_csv", type=str, default="data/.val.csv", help="MSR-VTT, custom: csv of the test split")
     group.add_argument("--data_path", type=str, default="data/caption.pickle", help="annotation file or folder")
     group.add_argument(
         "--features_path",

@@ -1,5 +1,6 @@
 """What a reader returns, whatever the data set: captions, and the file of every video that they describe."""
 
+import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -26,73 +27,122 @@ class Caption:
 
 @dataclass
 class Annotations:
-    """The captions of one split in their order, and where each of their videos lies."""
+    """The captions of one split in their order, where each of their videos lies, and what else the log should say."""
 
     captions: list[Caption]
     video_paths: dict[str, Path]
+    notes: tuple[str, ...] = ()
 
     def count_line(self) -> str:
         """The counts that are printed at start; a split with missing files is an error, so there are none to count."""
-        return f"{len(self.video_paths)} videos, {len(self.captions)} captions, 0 missing files"
+        counts = f"{len(self.video_paths)} videos", f"{len(self.captions)} captions", "0 missing files"
+        return ", ".join((*counts, *self.notes))
 
 
 class MissingVideosError(FileNotFoundError):
     """Some videos of a split have no file."""
 
 
-def locate_captions(captions: list[Caption], features_path, *, source, flag: str, by_name: bool = False) -> Annotations:
-    """The last step of every reader: finds the file of each caption's video.
+def locate_captions(
+    captions: list[Caption],
+    features_path,
+    *,
+    source,
+    flag: str,
+    by_name: bool = False,
+    prefix: str = "",
+    notes: tuple[str, ...] = (),
+) -> Annotations:
+    """The last step of every reader: checks the captions and finds the file of each caption's video.
 
     Args:
         captions: the split, in its order.
         features_path: folder of the videos, from `--features_path`.
         source: the file that the captions come from, and `flag`, the command-line flag that named it (for errors).
-        by_name: ids are whole file names; otherwise they are file names without the extension.
+        by_name, prefix: see `find_videos`.
+        notes: what the log should say of the split beside its counts.
 
     Raises:
-        ValueError: the split is empty, or a video has several files.
+        ValueError: the split is empty, a caption has no text or a time span that is none, a video has several files,
+            or an id cannot name a file below `features_path`.
         MissingVideosError: a video has no file.
     """
     if not captions:
         raise ValueError(f"the split is empty: {source} ({flag}) gives no captions")
+    empty = list(dict.fromkeys(caption.video_id for caption in captions if not caption.text.strip()))
+    if empty:
+        raise ValueError(f"{source} ({flag}): captions without text, of {len(empty)} videos: {first_names(empty)}")
+    for caption in captions:
+        start = 0 if caption.start is None else caption.start
+        end = math.inf if caption.end is None else caption.end
+        if not (0 <= start <= end and start < math.inf):
+            raise ValueError(
+                f"{source} ({flag}), video {caption.video_id}: a time span needs 0 <= start <= end, "
+                f"not {caption.start} to {caption.end} seconds"
+            )
     video_ids = list(dict.fromkeys(caption.video_id for caption in captions))
-    return Annotations(captions, find_videos(video_ids, features_path, by_name=by_name))
+    paths = find_videos(video_ids, features_path, by_name=by_name, prefix=prefix)
+    shared = len(paths) - len(set(paths.values()))
+    if shared:
+        notes = (*notes, f"{shared} share the file of another video")
+    return Annotations(captions, paths, notes)
 
 
-def find_videos(video_ids: Iterable[str], features_path, *, by_name: bool = False) -> dict[str, Path]:
+def find_videos(video_ids: Iterable[str], features_path, *, by_name: bool = False, prefix: str = "") -> dict[str, Path]:
     """Finds the file of every id anywhere under `features_path` in one walk, in the order of the ids.
 
-    Without `by_name` a file's id is its name without the extension, which must be one of `VIDEO_EXTENSIONS`.
+    An id is a file's name without the extension, which must be one of `VIDEO_EXTENSIONS`; the file's name may have
+    `prefix` before it.  With `by_name` an id is a whole file name, or a path below `features_path`.  Where there is no
+    such file it is a name without its extension; and where that fails too, and the id ends in a container's extension
+    (or a bare dot), a file that differs only in the extension is taken: a compressed copy.
 
     Raises:
         FileNotFoundError: `features_path` is no folder.
         MissingVideosError: some ids have no file; names the first five.
         ValueError: some ids have more than one file, so that any choice would be a guess; names the first five.
+            Or an id is empty or leads out of the folder.
     """
     folder = require_path(features_path, "--features_path", folder=True)
-    found: dict[str, list[Path]] = {video_id: [] for video_id in video_ids}
-    for path in _walk(folder):
-        if by_name:
-            video_id = path.name
-        elif path.suffix.lower() in VIDEO_EXTENSIONS:
-            video_id = path.stem
-        else:
-            continue
-        if video_id in found:
-            found[video_id].append(path)
+    video_ids = list(video_ids)
+    for video_id in video_ids:
+        _check_id(video_id, folder)
+    names: dict[str, list[str]] = {}
+    stems: dict[str, list[str]] = {}
+    for entry in _walk(folder):
+        names.setdefault(entry.name, []).append(entry.path)
+        stem, extension = os.path.splitext(entry.name)
+        if extension.lower() in VIDEO_EXTENSIONS:
+            stems.setdefault(stem, []).append(entry.path)
 
+    def files_of(video_id: str) -> list[str]:
+        if not by_name:
+            return stems.get(video_id, []) + (stems.get(prefix + video_id, []) if prefix else [])
+        if "/" in video_id:
+            path = os.path.join(folder, video_id)
+            return [path] if os.path.isfile(path) else []
+        stem, extension = os.path.splitext(video_id)
+        is_file_name = extension == "." or extension.lower() in VIDEO_EXTENSIONS
+        return names.get(video_id) or stems.get(video_id) or (stems.get(stem, []) if is_file_name else [])
+
+    found = {video_id: files_of(video_id) for video_id in video_ids}
     missing = [video_id for video_id, paths in found.items() if not paths]
     if missing:
         raise MissingVideosError(
-            f"{len(missing)} of {len(found)} videos have no file under {folder} (--features_path): {_first(missing)}"
+            f"{len(missing)} of {len(found)} videos have no file under {folder} (--features_path): "
+            f"{first_names(missing)}"
         )
-    several = [" and ".join(map(str, sorted(paths))) for paths in found.values() if len(paths) > 1]
+    several = [" and ".join(sorted(paths)) for paths in found.values() if len(paths) > 1]
     if several:
         raise ValueError(
             f"{len(several)} of {len(found)} videos have more than one file under {folder} (--features_path); "
-            f"keep one, or name a narrower folder: {_first(several)}"
+            f"keep one, or name a narrower folder: {first_names(several)}"
         )
-    return {video_id: paths[0] for video_id, paths in found.items()}
+    return {video_id: Path(paths[0]) for video_id, paths in found.items()}
+
+
+def first_names(names: list[str]) -> str:
+    """The first few names for a message, with dots where there are more."""
+    return ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
 
 
 def require_path(path, flag: str, *, folder: bool = False) -> Path:
@@ -106,22 +156,23 @@ def require_path(path, flag: str, *, folder: bool = False) -> Path:
     return path
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def _check_id(video_id: str, folder: Path) -> None:
+    if not video_id or video_id.startswith(("/", "\\")) or ".." in video_id.replace("\\", "/").split("/"):
+        raise ValueError(f"the video id {video_id!r} names no file inside {folder} (--features_path)")
+
+
+def _walk(folder: Path) -> Iterator[os.DirEntry]:
     """Every file below `folder`; links are followed, and each real folder is visited once, so cycles end."""
-    waiting, visited = [folder], set()
+    waiting, visited = [os.fspath(folder)], set()
     while waiting:
         current = waiting.pop()
-        status = current.stat()
+        status = os.stat(current)
         if (status.st_dev, status.st_ino) in visited:
             continue
         visited.add((status.st_dev, status.st_ino))
         with os.scandir(current) as entries:
             for entry in entries:
                 if entry.is_dir():
-                    waiting.append(Path(entry.path))
+                    waiting.append(entry.path)
                 elif entry.is_file():
-                    yield Path(entry.path)
-
-
-def _first(names: list[str]) -> str:
-    return ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
+                    yield entry

@@ -11,7 +11,15 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
-from dataloaders import dataloader_msrvtt_retrieval
+from dataloaders import (
+    dataloader_activitynet_retrieval,
+    dataloader_custom_retrieval,
+    dataloader_didemo_retrieval,
+    dataloader_lsmdc_retrieval,
+    dataloader_msrvtt_retrieval,
+    dataloader_msvd_retrieval,
+    dataloader_vatex_retrieval,
+)
 from dataloaders.annotations import Annotations
 from dataloaders.rawvideo_util import RawVideoExtractor
 from dataloaders.retrieval_dataset import RetrievalDataset
@@ -135,16 +143,32 @@ def _rank_and_world_size() -> tuple[int, int]:
     return 0, 1
 
 
+def _always(args) -> bool:
+    return True
+
+
 def _msrvtt_every_caption(args) -> bool:
     return args.expand_msrvtt_sentences
 
 
+def _loaders(read_split: ReadSplit, every_caption: Callable[..., bool] = _always, has_test: bool = True) -> dict:
+    evaluate = partial(build_evaluation_loader, read_split)
+    return {
+        "train": partial(build_train_loader, read_split, every_caption),
+        "val": evaluate,
+        "test": evaluate if has_test else None,
+    }
+
+
 DATALOADER_DICT = {
-    "msrvtt": {
-        "train": partial(build_train_loader, dataloader_msrvtt_retrieval.read_split, _msrvtt_every_caption),
-        "val": partial(build_evaluation_loader, dataloader_msrvtt_retrieval.read_split),
-        "test": None,
-    },
+    "activity": _loaders(dataloader_activitynet_retrieval.read_split, has_test=False),
+    "custom": _loaders(dataloader_custom_retrieval.read_split),
+    "didemo": _loaders(dataloader_didemo_retrieval.read_split),
+    "lsmdc": _loaders(dataloader_lsmdc_retrieval.read_split),
+    "msrvtt": _loaders(dataloader_msrvtt_retrieval.read_split, _msrvtt_every_caption, has_test=False),
+    "msvd": _loaders(dataloader_msvd_retrieval.read_split),
+    "vatex": _loaders(dataloader_vatex_retrieval.read_split),
 }
 """By data set: `train(args, tokenizer, image_resolution=224) -> (loader, length, sampler)`, `val` and `test`
-`(args, tokenizer, subset="test", image_resolution=224) -> (loader, length)`; MSR-VTT's 1k-A split is its `val`."""
+`(args, tokenizer, subset="test", image_resolution=224) -> (loader, length)`, where `subset` chooses the split.  Without
+a `test` (MSR-VTT's 1k-A, ActivityNet) the `val` split is the test split."""

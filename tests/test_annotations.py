@@ -1,18 +1,11 @@
 """Looking up video files, and the errors of a split that cannot be read."""
 
 from dataclasses import FrozenInstanceError
-from pathlib import Path
 
 import pytest
 
 from dataloaders.annotations import Annotations, Caption, MissingVideosError, find_videos, locate_captions, require_path
-
-
-def touch(folder: Path, *names: str) -> None:
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+from tests.reader_cases import touch
 
 
 def test_a_caption_is_frozen_and_spans_the_whole_video_by_default():
@@ -96,3 +89,64 @@ def test_captions_keep_their_order_and_each_video_is_counted_once(tmp_path):
 def test_an_empty_split_names_file_and_flag(tmp_path):
     with pytest.raises(ValueError, match=r"empty: test\.csv \(--val_csv\)"):
         locate_captions([], tmp_path, source="test.csv", flag="--val_csv")
+
+
+@pytest.mark.parametrize("video_id", ["", "..", "../video1", "a/../../video1", "/video1", "..\\video1"])
+@pytest.mark.parametrize("by_name", [True, False])
+def test_an_id_that_leaves_the_folder_is_an_error_even_if_the_file_exists(tmp_path, video_id, by_name):
+    touch(tmp_path, "video1", "video1.mp4", "videos/video2.mp4")
+    with pytest.raises(ValueError, match="names no file inside") as error:
+        find_videos(["video2", video_id], tmp_path / "videos", by_name=by_name)
+    assert repr(video_id) in str(error.value)
+
+
+def test_by_name_falls_back_to_the_stem_and_paths_are_taken_as_they_stand(tmp_path):
+    touch(tmp_path, "x/clip.mp4", "y/clip.mp4", "z/holiday.part1.mkv", "z/holiday.avi", "..dots.mp4")
+    found = find_videos(["x/clip.mp4", "holiday.part1", "holiday.MOV", "holiday.", "..dots"], tmp_path, by_name=True)
+    assert [str(path.relative_to(tmp_path)) for path in found.values()] == [
+        "x/clip.mp4", "z/holiday.part1.mkv", "z/holiday.avi", "z/holiday.avi", "..dots.mp4",
+    ]  # fmt: skip
+    for video_id in ("holiday.part2", "x/clip", "x"):
+        with pytest.raises(MissingVideosError):
+            find_videos([video_id], tmp_path, by_name=True)
+    for video_id in ("clip", "clip.mp4", "clip.mov"):
+        with pytest.raises(ValueError, match="more than one file"):
+            find_videos([video_id], tmp_path, by_name=True)
+
+
+def test_a_prefix_may_stand_before_the_name(tmp_path):
+    touch(tmp_path, "v_a.mp4", "b.mp4")
+    assert [path.name for path in find_videos(["a", "b"], tmp_path, prefix="v_").values()] == ["v_a.mp4", "b.mp4"]
+    with pytest.raises(MissingVideosError):
+        find_videos(["a"], tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", " \n", "\u3000"])
+def test_a_caption_without_text_is_an_error(tmp_path, text):
+    touch(tmp_path, "a.mp4", "b.mp4")
+    with pytest.raises(ValueError, match=r"test\.csv \(--val_csv\): captions without text, of 1 videos: b"):
+        locate_captions([Caption("a", "one"), Caption("b", text)], tmp_path, source="test.csv", flag="--val_csv")
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "good"),
+    [(0, 0, True), (2.5, 3, True), (None, 3, True), (2, None, True), (3, 2.5, False), (-1, 2, False), (None, -1, False),
+     (float("nan"), 2, False), (1, float("nan"), False), (float("inf"), None, False)],
+)  # fmt: skip
+def test_a_time_span_goes_forward_from_zero(tmp_path, start, end, good):
+    touch(tmp_path, "a.mp4")
+    captions = [Caption("a", "one", start, end)]
+    if good:
+        assert locate_captions(captions, tmp_path, source="test.csv", flag="--val_csv").captions == captions
+    else:
+        with pytest.raises(ValueError, match=rf"test\.csv \(--val_csv\), video a: .* not {start} to {end} seconds"):
+            locate_captions(captions, tmp_path, source="test.csv", flag="--val_csv")
+
+
+def test_notes_are_part_of_the_count_line(tmp_path):
+    touch(tmp_path, "a.mp4")
+    captions = [Caption("a.mp4", "one"), Caption("a", "two")]
+    annotations = locate_captions(captions, tmp_path, source="x", flag="y", by_name=True, notes=("3 left out",))
+    assert annotations.count_line() == (
+        "2 videos, 2 captions, 0 missing files, 3 left out, 1 share the file of another video"
+    )

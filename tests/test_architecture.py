@@ -25,6 +25,7 @@ ALLOWED_IMPORTS = {
     "util": set(),
     "metrics": set(),
     "dataloaders": {"dataloaders"},
+    "dataloaders.annotation_files": {"dataloaders.annotations"},
     "dataloaders.annotations": set(),
     "dataloaders.rawvideo_util": set(),
     "modules": {"modules"},
@@ -38,7 +39,7 @@ ALLOWED_IMPORTS = {
 PURE_CALLS = {
     "logging.getLogger", "math.log", "re.compile", "Path", "partial", "frozenset", "tuple",
     "dataclass", "field", "contextmanager", "property", "staticmethod", "classmethod", "record", "torch.no_grad",
-    "polygon", "star_polygon", "cross_polygon",
+    "polygon", "star_polygon", "cross_polygon", "_loaders",
 }  # fmt: skip
 
 # name, type (bool: a switch without a value), default
@@ -110,7 +111,7 @@ OUR_FLAGS = [
 ]
 CHOICES = {
     "task_type": ["retrieval"],
-    "datatype": ["msrvtt"],
+    "datatype": ["activity", "custom", "didemo", "lsmdc", "msrvtt", "msvd", "vatex"],
     "train_frame_order": [0, 1, 2],
     "eval_frame_order": [0, 1, 2],
     "slice_framepos": [0, 1, 2],

@@ -1,0 +1,103 @@
+"""Reading annotation files: lists, json, csv.  Every error is a ValueError that names the file, its flag and the place.
+
+A missing file is `require_path`'s FileNotFoundError.  Text is UTF-8, with or without a byte order mark.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dataloaders.annotations import first_names, require_path
+
+
+def read_text(path, flag: str) -> str:
+    """The whole file, with the line ends that it has."""
+    content = require_path(path, flag).read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path} ({flag}), line {line}: no UTF-8 text ({error.reason})") from error
+
+
+def read_lines(path, flag: str) -> list[tuple[int, str]]:
+    """Number, from 1, and text of every line that is not blank."""
+    # Only line ends separate: captions may hold characters that `str.splitlines` takes for separators too.
+    lines = io.StringIO(read_text(path, flag), newline=None)
+    return [(number, line.rstrip("\n")) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def read_ids(path, flag: str) -> list[str]:
+    """The distinct ids of a list with one id per line, in order."""
+    return list(dict.fromkeys(line.strip() for _, line in read_lines(path, flag)))
+
+
+def read_json(path, flag: str, kind: type) -> Any:
+    """The content of a json file whose outermost value is of `kind`, list or dict."""
+    return parse_json(read_text(path, flag), kind, f"{path} ({flag})")
+
+
+def parse_json(text: str, kind: type, place: str) -> Any:
+    """`text` as json whose outermost value is of `kind`; errors begin with `place`."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{place} is no json: {error}") from error
+    if not isinstance(content, kind):
+        raise ValueError(f"{place} must hold a json {kind.__name__}, not a {type(content).__name__}")
+    return content
+
+
+def read_csv(path, flag: str, columns: Iterable[str]) -> list[tuple[int, dict[str, str]]]:
+    """Line number and fields by column of every row of a csv whose header has at least these columns."""
+    reader = csv.DictReader(io.StringIO(read_text(path, flag), newline=""), strict=True)
+    rows = []
+    try:
+        found = reader.fieldnames or []
+        if not set(columns) <= set(found):
+            raise ValueError(f"{path} ({flag}) needs the columns {', '.join(columns)}; it has {', '.join(found)}")
+        for row in reader:
+            if None in row or None in row.values():
+                raise ValueError(
+                    f"{path} ({flag}), line {reader.line_num}: {'more' if None in row else 'fewer'} fields than the "
+                    f"columns {', '.join(found)} (text with a comma in it must be quoted)"
+                )
+            rows.append((reader.line_num, row))
+    except csv.Error as error:
+        raise ValueError(f"{path} ({flag}), row that begins in line {reader.line_num + 1}: {error}") from error
+    return rows
+
+
+def check_entry(entry: Any, kinds: Mapping[str, type | tuple[type, ...]], place: str) -> None:
+    """Raise ValueError unless `entry` is a dict with these keys and kinds of values; `place` begins the message."""
+    if not isinstance(entry, dict) or not all(isinstance(entry.get(key), kind) for key, kind in kinds.items()):
+        names = [
+            f"{key} ({' or '.join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))})"
+            for key, kind in kinds.items()
+        ]
+        raise ValueError(f"{place}: an entry needs the keys {', '.join(names)}; one is {repr(entry)[:200]}")
+
+
+def check_texts(values: list, place: str) -> list[str]:
+    """`values` if all are strings, else a ValueError that begins with `place`."""
+    for value in values:
+        if not isinstance(value, str):
+            raise ValueError(f"{place} must be texts; one is {repr(value)[:200]}")
+    return values
+
+
+def texts_of_split(
+    video_ids: Iterable[str], texts: Mapping[str, list[str]], listing: Path, source: Path, flags: str = "--data_path"
+) -> dict[str, list[str]]:
+    """The texts of each id of the file `listing`, in its order; ValueError where `source` has none for some ids."""
+    chosen = {video_id: texts.get(video_id, []) for video_id in video_ids}
+    silent = [video_id for video_id, found in chosen.items() if not found]
+    if silent:
+        raise ValueError(
+            f"{len(silent)} of {len(chosen)} videos of {listing} have no caption in {source} ({flags}): "
+            f"{first_names(silent)}"
+        )
+    return chosen

@@ -1,0 +1,62 @@
+"""Your own data: one CSV or JSONL with `video, caption` and optionally `start, end, split`, a row for each caption."""
+
+import os
+from pathlib import Path
+
+from dataloaders.annotation_files import check_entry, parse_json, read_csv, read_lines
+from dataloaders.annotations import Annotations, Caption, locate_captions, require_path
+
+SPLITS = ("train", "val", "test")
+
+
+def read_split(args, subset: str) -> Annotations:
+    """Reads the subset's rows of `--data_path`, or else of `--train_csv` (training) or `--val_csv` (evaluation).
+
+    `--data_path` goes first where it is a file, and needs `split` in every row.  In the other two a row without
+    `split` belongs to the split that the flag stands for.  `video` is a file's name, its name without the extension,
+    or its path below `--features_path`; `start` and `end` are seconds, and an end behind the video's end is the end.
+
+    Raises FileNotFoundError for a missing file, video or folder, and ValueError for a file of another form.
+    """
+    flag = "--train_csv" if subset == "train" else "--val_csv"
+    path = args.train_csv if subset == "train" else args.val_csv
+    if args.data_path and os.path.isfile(args.data_path):
+        flag, path = "--data_path", args.data_path
+    elif not path or not os.path.isfile(path):
+        raise FileNotFoundError(f"no such file: {args.data_path} (--data_path), nor {path} ({flag})")
+    captions, splits = [], set()
+    for number, row in _read_rows(Path(path), flag):
+        place = f"{path} ({flag}), line {number}"
+        check_entry(row, {"video": str, "caption": str}, place)
+        split = row.get("split") or (None if flag == "--data_path" else subset)
+        if split not in SPLITS:
+            raise ValueError(
+                f"{place}: split must be one of {', '.join(SPLITS)}, not {split!r}; a file of one split only, which "
+                "needs no split, is named by --train_csv or --val_csv"
+            )
+        splits.add(split)
+        if split == subset:
+            start, end = (_seconds(row.get(key), f"{place}, {key}") for key in ("start", "end"))
+            captions.append(Caption(row["video"].strip(), row["caption"].strip(), start, end))
+    if splits and subset not in splits:
+        raise ValueError(f"{path} ({flag}) has no row of the split {subset}, only of {', '.join(sorted(splits))}")
+    return locate_captions(captions, args.features_path, source=path, flag=flag, by_name=True)
+
+
+def _read_rows(path: Path, flag: str) -> list[tuple[int, dict]]:
+    if path.suffix.lower() == ".csv":
+        return read_csv(path, flag, ["video", "caption"])
+    if path.suffix.lower() == ".jsonl":
+        lines = read_lines(require_path(path, flag), flag)
+        return [(number, parse_json(line, dict, f"{path} ({flag}), line {number}")) for number, line in lines]
+    raise ValueError(f"{path} ({flag}) must be a .csv or a .jsonl file")
+
+
+def _seconds(value, place: str) -> float | None:
+    """A time of a csv (text, empty for none) or of a json (number or null)."""
+    if value is None or value == "":
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{place} must be a number of seconds, not {value!r}") from error

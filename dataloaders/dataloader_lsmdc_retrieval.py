@@ -1,0 +1,32 @@
+"""LSMDC: one tab-separated file per split, without a header; one clip and one sentence per row."""
+
+from dataloaders.annotation_files import read_lines
+from dataloaders.annotations import Annotations, Caption, locate_captions, require_path
+
+FILE_NAMES = {
+    "train": "LSMDC16_annos_training.csv",
+    "val": "LSMDC16_annos_val.csv",
+    "test": "LSMDC16_challenge_1000_publictect.csv",
+}
+FIELDS = ("clip id", "start aligned", "end aligned", "start extracted", "end extracted", "sentence")
+
+
+def read_split(args, subset: str) -> Annotations:
+    """Reads the subset's file in the folder `--data_path`.
+
+    The four times say where in the film a clip was cut; the clips are files of their own, so the times are not used.
+    A clip's file is named by its id, `3086_UGLY_TRUTH_00.23.23.000-00.23.28.886.avi`, in a folder per film or not.
+
+    Raises FileNotFoundError for a missing file, video or folder, and ValueError for a file of another form.
+    """
+    source = require_path(args.data_path, "--data_path", folder=True) / FILE_NAMES[subset]
+    captions = []
+    for number, line in read_lines(source, "--data_path"):
+        fields = line.split("\t")
+        if len(fields) != len(FIELDS):
+            raise ValueError(
+                f"{source} (--data_path), line {number}: {len(fields)} fields between tabs, not the {len(FIELDS)}: "
+                f"{', '.join(FIELDS)}"
+            )
+        captions.append(Caption(fields[0].strip(), fields[-1].strip()))
+    return locate_captions(captions, args.features_path, source=source, flag="--data_path")
