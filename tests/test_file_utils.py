@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 import requests
-from conftest import REPOSITORY
 
 from modules import file_utils
 from modules.file_utils import cached_path
+from tests.conftest import REPOSITORY
 
 BODY = bytes(range(256)) * 9000  # 2.3 MB: more than two chunks
 SECRET = "hunter2"

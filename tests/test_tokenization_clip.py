@@ -6,12 +6,12 @@ import sys
 
 import pytest
 import torch
-from conftest import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip.tokenizer import SimpleTokenizer as OpenClipTokenizer
 
 from modules.tokenization_clip import SimpleTokenizer
+from tests.conftest import REPOSITORY
 
 START, END = 49406, 49407
 # Pieces of html, of special tokens and of contractions, beside any characters at all.
