@@ -36,6 +36,10 @@ class Annotations:
         return f"{len(self.video_paths)} videos, {len(self.captions)} captions, 0 missing files"
 
 
+class CaptionsOnly:
+    """In the place of `features_path`: the split is read for its texts, and its videos need not exist."""
+
+
 class MissingVideosError(FileNotFoundError):
     """Some videos of a split have no file."""
 
@@ -45,7 +49,7 @@ def locate_captions(captions: list[Caption], features_path, *, source, flag: str
 
     Args:
         captions: the split, in its order.
-        features_path: folder of the videos, from `--features_path`.
+        features_path: folder of the videos, from `--features_path`, or `CaptionsOnly`.
         source: the file that the captions come from, and `flag`, the command-line flag that named it (for errors).
         by_name: ids are whole file names; otherwise they are file names without the extension.
 
@@ -62,6 +66,7 @@ def locate_captions(captions: list[Caption], features_path, *, source, flag: str
 def find_videos(video_ids: Iterable[str], features_path, *, by_name: bool = False) -> dict[str, Path]:
     """Finds the file of every id anywhere under `features_path` in one walk, in the order of the ids.
 
+    For `CaptionsOnly` there is nothing to find, and the result is empty.
     Without `by_name` a file's id is its name without the extension, which must be one of `VIDEO_EXTENSIONS`.
 
     Raises:
@@ -69,6 +74,8 @@ def find_videos(video_ids: Iterable[str], features_path, *, by_name: bool = Fals
         MissingVideosError: some ids have no file; names the first five.
         ValueError: some ids have more than one file, so that any choice would be a guess; names the first five.
     """
+    if features_path is CaptionsOnly:
+        return {}
     folder = require_path(features_path, "--features_path", folder=True)
     found: dict[str, list[Path]] = {video_id: [] for video_id in video_ids}
     for path in _walk(folder):
