@@ -284,6 +284,12 @@ class CLIP4Clip(nn.Module):
             return logits * self.clip.logit_scale.exp() if self.training else logits
         return self.pooled_similarity(sequence_output, frames, video_mask) * self.clip.logit_scale.exp()
 
+    @property
+    def score_scale(self) -> float:
+        """What an evaluation's scores are divided by to be cosines; 1 for the cross encoders, which give none."""
+        is_pooled = not self.is_token_head and self.config.sim_header not in TIGHT_HEADERS
+        return self.clip.logit_scale.exp().item() if is_pooled else 1.0
+
     def pooled_similarity(self, sequence_output, frames, video_mask) -> torch.Tensor:
         """Cosine of sentence vectors (A,1,D) and the masked mean of unit frames (B,V,D) -> (A,B)."""
         mask = video_mask.unsqueeze(-1).float()
