@@ -13,6 +13,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Process:
@@ -74,6 +76,14 @@ def setup_logging(log_file: str | Path | None, is_main: bool = True) -> None:
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s - %(levelname)s -   %(message)s", "%m/%d/%Y %H:%M:%S"))
         root.addHandler(handler)
+
+
+def log_split(name: str, length: int, loader) -> None:
+    """CLIP4Clip's lines on a split: its size, and the batches of this process."""
+    logger.info("***** %s split *****", name)
+    logger.info("  Num examples = %d", length)
+    logger.info("  Batch size = %d per process", loader.batch_size)
+    logger.info("  Num steps = %d", len(loader))
 
 
 def set_seed(seed: int) -> None:
