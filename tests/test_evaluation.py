@@ -174,6 +174,21 @@ def test_scores_over_the_scale_are_cosines(head):
     assert score.item() / model.score_scale == pytest.approx(1.0, rel=1e-4)
 
 
+@pytest.mark.parametrize("method", ["dsl", "qb_norm"])
+def test_the_scale_of_a_pooled_head_changes_no_processed_score(tmp_path, method):
+    model, scores = tiny_model("meanP"), []
+    bank = loader_of([Caption("v9", str(word)) for word in range(10, 16)], model)
+    for scale in (0.0, 2.0):
+        folder = tmp_path / str(scale)
+        folder.mkdir()
+        args = flags(folder, "--post_process", method)
+        torch.nn.init.constant_(model.clip.logit_scale, scale)
+        eval_epoch(args, model, loader_of(CAPTIONS, model), PROCESS, RunRecord(args), bank)
+        lines = (folder / f"ranks_{method}.csv").read_text().splitlines()[1:]
+        scores.append([float(line.split(",")[5]) for line in lines])
+    assert scores[0] == pytest.approx(scores[1], rel=1e-4, abs=1e-5)
+
+
 def test_other_ranks_write_nothing(tmp_path):
     model = tiny_model("meanP")
     process = util.Process(torch.device("cpu"), rank=1, world_size=2)
