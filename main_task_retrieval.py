@@ -14,17 +14,17 @@ import os
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-import metrics
 import util
-from dataloaders.data_dataloaders import DATALOADER_DICT, evaluation_loaders
-from modules.checkpoint import check_evaluable, load_optimizer, save_checkpoint
+from dataloaders.data_dataloaders import DATALOADER_DICT
+from evaluation import Evaluator
+from evaluation import eval_epoch as eval_epoch  # CLIP4Clip's users look for it here
+from modules.checkpoint import check_evaluable, checkpoint_epoch, load_optimizer, model_path, save_checkpoint
 from modules.distributed import local_main_process_first
 from modules.file_utils import cached_path
 from modules.initialization import convert_clip_to_float16, describe_clip, freeze_clip_layers, read_state_dict
@@ -40,9 +40,9 @@ from modules.modeling import (
 )
 from modules.module_clip import LINEAR_PATCHES
 from modules.optimization import BertAdam, prepare_optimizer_groups
-from modules.retrieval import similarity_of_split
 from modules.token_interaction import WTI_ARCHITECTURES, WTI_PADDINGS
 from modules.tokenization_clip import SimpleTokenizer
+from post_processing import POST_PROCESSES
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_data_flags(parser.add_argument_group("data"))
     add_model_flags(parser.add_argument_group("model"))
     add_training_flags(parser.add_argument_group("training"))
+    add_evaluation_flags(parser.add_argument_group("evaluation"))
     add_unread_flags(parser.add_argument_group("accepted for CLIP4Clip's scripts, without effect"))
     parser.set_defaults(unread_flags=[])
     return parser
@@ -77,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
 def add_run_flags(group) -> None:
     group.add_argument("--do_train", action="store_true", help="train, and evaluate after every epoch")
     group.add_argument("--do_eval", action="store_true", help="evaluate the checkpoint of --init_model")
-    group.add_argument("--output_dir", type=str, required=True, help="folder for log.txt and checkpoints")
+    group.add_argument("--output_dir", type=str, required=True, help="folder for log.txt, results and checkpoints")
     group.add_argument(
         "--init_model", type=str, default=None, help="checkpoint (CLIP4Clip's, DRL's or ours) to start from"
     )
@@ -194,6 +195,21 @@ def add_training_flags(group) -> None:
     group.add_argument("--warmup_proportion", type=float, default=0.1, help="share of the steps with a rising rate")
 
 
+def add_evaluation_flags(group) -> None:
+    group.add_argument(
+        "--holdout", type=int, default=0,
+        help="training videos kept out of training to pick the epoch; 0: the test split picks it, as published",
+    )  # fmt: skip
+    group.add_argument(
+        "--post_process", type=str, default="none", choices=POST_PROCESSES,
+        help="after the raw numbers, also those of dual softmax (needs all test queries at once) or of QB-Norm "
+        "(needs the training captions)",
+    )  # fmt: skip
+    group.add_argument("--dsl_temperature", type=float, default=100.0, help="dual softmax: multiplies the cosines")
+    group.add_argument("--qb_norm_beta", type=float, default=20.0, help="QB-Norm: multiplies the cosines")
+    group.add_argument("--qb_norm_size", type=int, default=5000, help="QB-Norm: training captions in the bank")
+
+
 def add_unread_flags(group) -> None:
     for name, kind, default in (
         ("lr_decay", float, 0.9), ("video_dim", int, 1024), ("margin", float, 0.1), ("hard_negative_rate", float, 0.5),
@@ -229,13 +245,9 @@ def check_args(args: argparse.Namespace) -> None:
     if not args.do_train and not args.do_eval:
         raise ValueError("give --do_train, --do_eval or both")
     for name in (
-        "epochs",
-        "batch_size",
-        "batch_size_val",
-        "gradient_accumulation_steps",
-        "n_display",
-        "feature_framerate",
-    ):
+        "epochs", "batch_size", "batch_size_val", "gradient_accumulation_steps", "n_display", "feature_framerate",
+        "qb_norm_size",
+    ):  # fmt: skip
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} {getattr(args, name)} must be at least 1")
     if args.num_thread_reader < 0:
@@ -246,6 +258,11 @@ def check_args(args: argparse.Namespace) -> None:
         raise ValueError(f"--lr {args.lr} must be a positive number")
     if not (args.coef_lr >= 0 and math.isfinite(args.coef_lr)):
         raise ValueError(f"--coef_lr {args.coef_lr} must not be negative")
+    for name in ("dsl_temperature", "qb_norm_beta"):
+        if not 0 < getattr(args, name) < math.inf:
+            raise ValueError(f"--{name} {getattr(args, name)} must be a positive number")
+    if args.holdout and (args.holdout < 2 or not args.do_train):
+        raise ValueError(f"--holdout {args.holdout} must be at least 2 videos, and belongs to --do_train")
     if not 0 <= args.warmup_proportion < 1:
         raise ValueError(f"--warmup_proportion {args.warmup_proportion} must be in [0, 1)")
     if args.freeze_layer_num < -1:
@@ -300,18 +317,17 @@ def run(args: argparse.Namespace, process: util.Process) -> None:
 
     tokenizer = SimpleTokenizer()
     model = init_model(args, process, tokenizer.vocab_size)
-    loaders = DATALOADER_DICT[args.datatype]
-    split = "test" if loaders["test"] is not None else "val"
-    test_loader, test_length = loaders[split](args, tokenizer, subset="test", image_resolution=model.input_resolution)
-    log_split("test", test_length, args.batch_size_val, len(test_loader))
-
+    evaluator = Evaluator(args, model, tokenizer, process)
     if not args.do_train:
-        eval_epoch(args, model, test_loader, process)
+        evaluator.evaluate("test", checkpoint_epoch(args.init_model), args.init_model)
         return
-    train_loader, train_length, sampler = loaders["train"](args, tokenizer, image_resolution=model.input_resolution)
+    train_loader, train_length, sampler = DATALOADER_DICT[args.datatype]["train"](
+        args, tokenizer, image_resolution=model.input_resolution
+    )
     steps = len(train_loader) * args.epochs
-    log_split("training", train_length, args.batch_size // args.gradient_accumulation_steps, steps)
-    train(args, model, train_loader, sampler, test_loader, process)
+    util.log_split("training", train_length, args.batch_size // args.gradient_accumulation_steps, steps)
+    train(args, model, train_loader, sampler, evaluator, process)
+    evaluator.finish()
 
 
 def log_parameters(args: argparse.Namespace, process: util.Process) -> None:
@@ -329,14 +345,6 @@ def log_parameters(args: argparse.Namespace, process: util.Process) -> None:
             args.batch_size, process.world_size, args.gradient_accumulation_steps,
             args.batch_size // (process.world_size * args.gradient_accumulation_steps), args.batch_size // parts,
         )  # fmt: skip
-
-
-def log_split(name: str, examples: int, batch_size: int, steps: int) -> None:
-    """CLIP4Clip's lines; the batch is that of all processes, the steps those of the whole run."""
-    logger.info("***** Running %s *****", name)
-    logger.info("  Num examples = %d", examples)
-    logger.info("  Batch size = %d", batch_size)
-    logger.info("  Num steps = %d", steps)
 
 
 def init_model(args: argparse.Namespace, process: util.Process, vocabulary: int) -> CLIP4Clip:
@@ -364,8 +372,8 @@ def init_model(args: argparse.Namespace, process: util.Process, vocabulary: int)
     return model.to(process.device)
 
 
-def train(args, model: CLIP4Clip, train_loader, sampler, test_loader, process: util.Process) -> None:
-    """All epochs: train, save, evaluate; remembers the best epoch."""
+def train(args, model: CLIP4Clip, train_loader, sampler, evaluator: Evaluator, process: util.Process) -> None:
+    """All epochs: train, save, evaluate."""
     steps = math.ceil(len(train_loader) / args.gradient_accumulation_steps) * args.epochs
     optimizer = BertAdam(
         prepare_optimizer_groups(model.named_parameters(), args.lr, args.coef_lr),
@@ -377,6 +385,7 @@ def train(args, model: CLIP4Clip, train_loader, sampler, test_loader, process: u
     if args.resume_model:
         first_epoch, loss = load_optimizer(args.resume_model, optimizer)
         logger.info("Resumed from %s: epoch %d, loss %f", args.resume_model, first_epoch, loss)
+        evaluator.resume(first_epoch)
         if first_epoch >= args.epochs:
             raise ValueError(f"--resume_model has {first_epoch} epochs behind it and --epochs is {args.epochs}")
     step_model = model
@@ -387,23 +396,16 @@ def train(args, model: CLIP4Clip, train_loader, sampler, test_loader, process: u
             find_unused_parameters=args.sim_header == "tightTransf",  # logit_scale takes no part there
         )
 
-    best_score, best_file = -1.0, None
     global_step = first_epoch * math.ceil(len(train_loader) / args.gradient_accumulation_steps)
     for epoch in range(first_epoch, args.epochs):
         sampler.set_epoch(epoch)
         loss, global_step = train_epoch(epoch, args, step_model, train_loader, process, optimizer, global_step)
         logger.info("Epoch %d/%s Finished, Train Loss: %f", epoch + 1, args.epochs, loss)
+        output_file = model_path(args.output_dir, epoch)
         if process.is_main:
-            output_file = save_checkpoint(args.output_dir, epoch, model, optimizer, loss)
+            save_checkpoint(args.output_dir, epoch, model, optimizer, loss)
             logger.info("Model saved to %s", output_file)
-        score = eval_epoch(args, model, test_loader, process)
-        if process.is_main:
-            if best_score <= score:
-                best_score, best_file = score, output_file
-            logger.info(
-                "The best model is: %s, the R1 is: %.4f (epoch picked on the test split, the published protocol)",
-                best_file, best_score,
-            )  # fmt: skip
+        evaluator.after_epoch(epoch, output_file)
 
 
 def train_epoch(
@@ -447,35 +449,6 @@ def train_epoch(
             )  # fmt: skip
             started, steps_before = time.perf_counter(), global_step
     return total_loss / batches, global_step
-
-
-def eval_epoch(args, model: CLIP4Clip, test_loader, process: util.Process) -> float | None:
-    """Encode and score the test split, log both directions; returns text-to-video R@1, on the main process only."""
-    started = time.perf_counter()
-    model.eval()
-    hidden = None if process.is_main else True
-    texts, videos = evaluation_loaders(test_loader, process.rank, process.world_size)
-    similarity = similarity_of_split(
-        model, tqdm(texts, desc="texts", disable=hidden), tqdm(videos, desc="videos", disable=hidden), process.device
-    )
-    if not process.is_main:
-        return None
-    video_index = np.asarray(test_loader.dataset.video_index)
-    text_to_video, video_to_text = metrics.retrieval_metrics(similarity.numpy(), video_index)
-    logger.info("sim matrix size: %d, %d", *similarity.shape)
-    logger.info("\t Length-T: %d, Length-V:%d (%.1f s)", *similarity.shape, time.perf_counter() - started)
-    logger.info("Text-to-Video:")
-    logger.info(
-        "\t>>>  R@1: {R1:.1f} - R@5: {R5:.1f} - R@10: {R10:.1f} - Median R: {MR:.1f} - Mean R: {MeanR:.1f}".format(
-            **text_to_video
-        )
-    )
-    logger.info("Video-to-Text:")
-    logger.info(
-        "\t>>>  V2T$R@1: {R1:.1f} - V2T$R@5: {R5:.1f} - V2T$R@10: {R10:.1f} - V2T$Median R: {MR:.1f} - "
-        "V2T$Mean R: {MeanR:.1f}".format(**video_to_text)
-    )
-    return text_to_video["R1"]
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ All functions take whatever `np.asarray` takes; torch tensors may need gradients
 import numpy as np
 
 RECALL_DEPTHS = (1, 5, 10, 50)
+BOOTSTRAP_RESAMPLES = 10_000
 TEXT_TO_VIDEO = "text-to-video"
 VIDEO_TO_TEXT = "video-to-text"
 
@@ -56,14 +57,31 @@ def summarize(rank) -> dict[str, float]:
     Raises:
         ValueError: no rank at all, not one axis, or ranks that are not integers >= 0.
     """
-    rank = np.asarray(rank)
-    if rank.ndim != 1 or rank.size == 0:
-        raise ValueError(f"ranks must have shape (N,) with N >= 1, got {rank.shape}")
-    if not np.issubdtype(rank.dtype, np.integer) or rank.min() < 0:
-        raise ValueError(f"ranks must be integers >= 0, got {rank.dtype} with minimum {rank.min()}")
+    rank = _rank_array(rank)
     recalls = {f"R{depth}": 100.0 * float(np.mean(rank < depth)) for depth in RECALL_DEPTHS}
     median = float(np.median(rank)) + 1.0
     return recalls | {"MR": median, "MedianR": median, "MeanR": float(rank.mean()) + 1.0}
+
+
+def recall_intervals(rank, seed: int = 0) -> dict[str, tuple[float, float]]:
+    """95 % percentile-bootstrap interval of each recall over queries, from 0-based ranks (N,).
+
+    A resample of N queries matters only by how many of its ranks fall below 1, 5, 10 and 50, and those counts follow
+    a multinomial distribution: drawing them directly is the bootstrap of Efron (1979) without N indices per resample.
+    Hence the interval depends on the ranks as a set, never on their order.
+
+    Returns:
+        (low, high) in percent under R1, R5, R10, R50, the same for the same ranks and seed.
+
+    Raises:
+        ValueError: as in `summarize`.
+    """
+    rank = _rank_array(rank)
+    counts = np.bincount(np.searchsorted(RECALL_DEPTHS, rank, side="right"), minlength=len(RECALL_DEPTHS) + 1)
+    resampled = np.random.default_rng(seed).multinomial(len(rank), counts / len(rank), size=BOOTSTRAP_RESAMPLES)
+    recalls = 100.0 * resampled.cumsum(axis=1)[:, : len(RECALL_DEPTHS)] / len(rank)
+    low, high = np.percentile(recalls, [2.5, 97.5], axis=0).tolist()
+    return {f"R{depth}": (low[index], high[index]) for index, depth in enumerate(RECALL_DEPTHS)}
 
 
 def compute_metrics(sim, direction: str = TEXT_TO_VIDEO) -> dict:
@@ -107,11 +125,59 @@ def retrieval_metrics(similarity, video_index) -> tuple[dict[str, float], dict[s
     similarity = _similarity_array(similarity, dimensions=2)
     video_index = _column_array(video_index, *similarity.shape)
     text_to_video = summarize(ranks(similarity, video_index, TEXT_TO_VIDEO))
+    _, query_by_group = video_queries(similarity, video_index)
+    return text_to_video, summarize(ranks(query_by_group, np.arange(len(query_by_group)), VIDEO_TO_TEXT))
 
+
+def video_queries(similarity, video_index) -> tuple[np.ndarray, np.ndarray]:
+    """Video-to-text of `retrieval_metrics` as a square similarity whose true pairs are on the diagonal.
+
+    Args:
+        similarity: (A, B).
+        video_index: (A,) integers, the column of each text's true video.
+
+    Returns:
+        The G columns of the videos that have captions, ascending, and (G, G): rows are those videos as queries, each
+        column holds the best caption of one of them.
+
+    Raises:
+        ValueError: as in `ranks`, but for NaN.
+    """
+    similarity = _similarity_array(similarity, dimensions=2)
+    video_index = _column_array(video_index, *similarity.shape)
     captioned_videos, best_caption = _best_caption_per_video(similarity, video_index)
-    query_by_group = best_caption[:, captioned_videos].T
-    video_to_text = summarize(ranks(query_by_group, np.arange(len(captioned_videos)), VIDEO_TO_TEXT))
-    return text_to_video, video_to_text
+    return captioned_videos, best_caption[:, captioned_videos].T
+
+
+def top_columns(similarity, true_column, count: int = 5) -> np.ndarray:
+    """The `count` columns (fewer if there are fewer) of the largest similarity in each row, best first.
+
+    As in `ranks` a tie counts against the true column: it comes after the wrong ones of the same similarity.
+
+    Args:
+        similarity: (A, B) without NaN.
+        true_column: (A,) integers in [0, B).
+
+    Returns:
+        (A, min(count, B)) int64.
+
+    Raises:
+        ValueError: as in `ranks`, but for NaN.
+    """
+    similarity = _similarity_array(similarity, dimensions=2)
+    row_count, column_count = similarity.shape
+    true_column = _column_array(true_column, row_count, column_count)
+    count = min(count, column_count)
+    result = np.empty((row_count, count), dtype=np.int64)
+    for start in range(0, row_count, _BLOCK_ROWS):
+        block = similarity[start : start + _BLOCK_ROWS].astype(np.float64)
+        true = true_column[start : start + _BLOCK_ROWS, None]
+        # the next smaller number: behind what ties with it, ahead of all that is below
+        np.put_along_axis(block, true, np.nextafter(np.take_along_axis(block, true, axis=1), -np.inf), axis=1)
+        best = np.argpartition(-block, count - 1, axis=1)[:, :count]
+        order = np.argsort(-np.take_along_axis(block, best, axis=1), axis=1, kind="stable")
+        result[start : start + _BLOCK_ROWS] = np.take_along_axis(best, order, axis=1)
+    return result
 
 
 def tensor_text_to_video_metrics(sim_tensor) -> dict[str, float]:
@@ -175,6 +241,16 @@ def _grouped_similarity(sim_tensor, direction: str) -> tuple[np.ndarray, np.ndar
         raise ValueError(f"the similarity must have shape (B, captions, B), got {sim_tensor.shape}")
     _reject_nan(sim_tensor, direction)
     return sim_tensor, sim_tensor.max(axis=2) != -np.inf
+
+
+def _rank_array(rank) -> np.ndarray:
+    """The ranks as a non-empty (N,) array of integers >= 0."""
+    rank = np.asarray(rank)
+    if rank.ndim != 1 or rank.size == 0:
+        raise ValueError(f"ranks must have shape (N,) with N >= 1, got {rank.shape}")
+    if not np.issubdtype(rank.dtype, np.integer) or rank.min() < 0:
+        raise ValueError(f"ranks must be integers >= 0, got {rank.dtype} with minimum {rank.min()}")
+    return rank
 
 
 def _similarity_array(similarity, dimensions: int) -> np.ndarray:

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Process:
@@ -80,6 +82,14 @@ def setup_logging(log_file: str | Path | None, is_main: bool = True) -> None:
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s - %(levelname)s -   %(message)s", "%m/%d/%Y %H:%M:%S"))
         root.addHandler(handler)
+
+
+def log_split(name: str, examples: int, batch_size: int, steps: int) -> None:
+    """CLIP4Clip's lines; in training the batch is that of all processes, and the steps are those of the whole run."""
+    logger.info("***** Running %s *****", name)
+    logger.info("  Num examples = %d", examples)
+    logger.info("  Batch size = %d", batch_size)
+    logger.info("  Num steps = %d", steps)
 
 
 def set_seed(seed: int) -> None:

@@ -39,6 +39,10 @@ class Annotations:
         return ", ".join((*counts, *self.notes))
 
 
+class CaptionsOnly:
+    """In the place of `features_path`: the split is read for its texts, and its videos need not exist."""
+
+
 class MissingVideosError(FileNotFoundError):
     """Some videos of a split have no file."""
 
@@ -57,7 +61,7 @@ def locate_captions(
 
     Args:
         captions: the split, in its order.
-        features_path: folder of the videos, from `--features_path`.
+        features_path: folder of the videos, from `--features_path`, or `CaptionsOnly`.
         source: the file that the captions come from, and `flag`, the command-line flag that named it (for errors).
         by_name, prefix: see `find_videos`.
         notes: what the log should say of the split beside its counts.
@@ -95,6 +99,7 @@ def find_videos(video_ids: Iterable[str], features_path, *, by_name: bool = Fals
     `prefix` before it.  With `by_name` an id is a whole file name, or a path below `features_path`.  Where there is no
     such file it is a name without its extension; and where that fails too, and the id ends in a container's extension
     (or a bare dot), a file that differs only in the extension is taken: a compressed copy.
+    For `CaptionsOnly` there is nothing to find, and the result is empty.
 
     Raises:
         FileNotFoundError: `features_path` is no folder.
@@ -102,6 +107,8 @@ def find_videos(video_ids: Iterable[str], features_path, *, by_name: bool = Fals
         ValueError: some ids have more than one file, so that any choice would be a guess; names the first five.
             Or an id is empty or leads out of the folder.
     """
+    if features_path is CaptionsOnly:
+        return {}
     folder = require_path(features_path, "--features_path", folder=True)
     video_ids = list(video_ids)
     for video_id in video_ids:

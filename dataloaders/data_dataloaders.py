@@ -9,7 +9,7 @@ from functools import partial
 
 import cv2
 import torch
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, DistributedSampler, Subset
 
 from dataloaders import (
     dataloader_activitynet_retrieval,
@@ -23,10 +23,9 @@ from dataloaders import (
 from dataloaders.annotations import Annotations
 from dataloaders.rawvideo_util import RawVideoExtractor
 from dataloaders.retrieval_dataset import RetrievalDataset
+from dataloaders.subsets import ReadSplit, read_subset
 
 logger = logging.getLogger(__name__)
-
-ReadSplit = Callable[..., Annotations]
 
 
 class EpochSampler(DistributedSampler):
@@ -55,7 +54,12 @@ def build_train_loader(
             f"{args.gradient_accumulation_steps} --gradient_accumulation_steps"
         )
     dataset = _build_dataset(
-        read_split(args, "train"), args, tokenizer, image_resolution, args.train_frame_order, every_caption(args)
+        read_subset(read_split, args, "train"),
+        args,
+        tokenizer,
+        image_resolution,
+        args.train_frame_order,
+        every_caption(args),
     )
     _log_counts("train", dataset, rank)
     if len(dataset) < args.batch_size:
@@ -71,21 +75,31 @@ def build_train_loader(
 def build_evaluation_loader(
     read_split: ReadSplit, args, tokenizer, subset: str = "test", image_resolution: int = 224
 ) -> tuple[DataLoader, int]:
-    """A loader of all (caption, video) pairs in order, the same in every process, and their number."""
-    annotations = read_split(args, subset)
+    """A loader of all (caption, video) pairs in order, the same in every process, and their number.
+
+    `subset` is a split of the data set, or "holdout" or "bank" (see `read_subset`); the pairs of a bank cannot be read,
+    only its captions.
+    """
+    annotations = read_subset(read_split, args, subset)
     dataset = _build_dataset(annotations, args, tokenizer, image_resolution, args.eval_frame_order, True)
     _log_counts(subset, dataset, _rank_and_world_size()[0])
     return _build_loader(dataset, args.batch_size_val, args.num_thread_reader), len(dataset)
 
 
-def evaluation_loaders(loader: DataLoader, rank: int = 0, world_size: int = 1) -> tuple[DataLoader, DataLoader]:
+def evaluation_loaders(
+    loader: DataLoader, rank: int = 0, world_size: int = 1, bank: DataLoader | None = None
+) -> tuple[DataLoader, DataLoader]:
     """Loaders of this rank's texts and of its distinct videos, from a loader over all pairs.
 
     Text batches are `(input_ids, input_mask, segment_ids)`, video batches `(video, video_mask)`.  Both keep the order
     of the data set and give this rank the items of `shard_bounds`, so joining the ranks' results in the order of the
-    ranks restores it: texts as the captions, videos as `loader.dataset.video_ids`.  A share may be empty.
+    ranks restores it: texts as the captions, videos as `loader.dataset.video_ids`.  A share may be empty.  The captions
+    of a `bank` follow those of the data set, so that one pass encodes both.
     """
-    views = loader.dataset.captions_only(), loader.dataset.videos_only()
+    captions = loader.dataset.captions_only()
+    if bank is not None:
+        captions = ConcatDataset([captions, bank.dataset.captions_only()])
+    views = captions, loader.dataset.videos_only()
     shares = [Subset(view, range(*shard_bounds(len(view), rank, world_size))) for view in views]
     text_loader, video_loader = (_build_loader(share, loader.batch_size, loader.num_workers) for share in shares)
     return text_loader, video_loader

@@ -1,5 +1,6 @@
 """Text and frames of every data set as padded arrays; what differs between data sets is in their readers."""
 
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -88,6 +89,14 @@ class RetrievalDataset(Dataset):
     def set_epoch(self, epoch: int) -> None:
         """Draws captions and shuffles frames anew; call it before an epoch's workers start."""
         self.epoch = epoch
+
+    def item_names(self) -> list[str]:
+        """A name for every item: its video id, with the time span where several items are of one video."""
+        times_seen = Counter(self.video_ids)
+        return [
+            f"{video_id}@{start}-{end}" if times_seen[video_id] > 1 else video_id
+            for video_id, start, end in self._spans
+        ]
 
     def captions_only(self) -> Dataset:
         """Every caption once, `(input_ids, input_mask, segment_ids)` as in a pair."""

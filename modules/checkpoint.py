@@ -4,18 +4,26 @@ Epochs in file names and in the optimizer file count from 0.
 """
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from modules.distributed import broadcast_weights, get_rank
 from modules.module_clip import count_blocks
 
 
 def model_path(output_dir: str | Path, epoch: int) -> Path:
     """Where the weights after `epoch` are."""
     return Path(output_dir) / f"pytorch_model.bin.{epoch}"
+
+
+def checkpoint_epoch(path: str | Path | None) -> int | None:
+    """The epoch in the name of a weights file, None where the name has none."""
+    found = re.search(r"pytorch_model\.bin\.(\d+)$", str(path))
+    return int(found[1]) if found else None
 
 
 def optimizer_path(output_dir: str | Path, epoch: int) -> Path:
@@ -33,6 +41,16 @@ def save_checkpoint(
         optimizer_path(output_dir, epoch),
     )
     return model_path(output_dir, epoch)
+
+
+def load_checkpoint(path: str | Path, model: nn.Module) -> None:
+    """Every rank's `model` gets the weights that the main process reads from `path`; other machines may lack the file.
+
+    Raises FileNotFoundError, or torch's RuntimeError where the file is of another model.
+    """
+    if get_rank() == 0:
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    broadcast_weights(model)
 
 
 def write_whole(content, path: Path) -> None:

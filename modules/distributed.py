@@ -34,6 +34,16 @@ def local_main_process_first() -> Iterator[None]:
         dist.barrier()
 
 
+@torch.no_grad()
+def broadcast_weights(module: torch.nn.Module) -> None:
+    """Gives every rank the weights and buffers of rank 0."""
+    if is_distributed():
+        for tensor in module.state_dict().values():
+            values = tensor.contiguous()  # a collective takes no transposed view
+            dist.broadcast(values, src=0)
+            tensor.copy_(values)
+
+
 class AllGather(torch.autograd.Function):
     """Concatenates the ranks' rows: (N, ...) -> (R N, ...), in the order of the global ranks.
 

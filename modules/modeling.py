@@ -353,6 +353,11 @@ class CLIP4Clip(nn.Module):
             logits = self.wti_interaction(sequence_output, frames, attention_mask, video_mask)
         return logits * self.clip.logit_scale.exp() if self.training else logits
 
+    @property
+    def score_scale(self) -> float:
+        """What an evaluation's scores are divided by to be cosines; 1 for the cross encoders, which give none."""
+        return self.clip.logit_scale.exp().item() if self.config.sim_header in POOLED_HEADERS else 1.0
+
     def wti_interaction(self, text_features, video_features, text_mask, video_mask) -> torch.Tensor:
         """(Weighted) token-wise interaction of (A,T,D) and (B,V,D) with masks (A,T), (B,V) -> (A,B) in [-1, 1]."""
         weights = self.token_weights(text_features, video_features, text_mask, video_mask)

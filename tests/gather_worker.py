@@ -11,7 +11,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 import util
-from modules.distributed import all_gather, all_gather_uneven
+from modules.distributed import all_gather, all_gather_uneven, broadcast_weights
 from tests.golden_cases import load_case, load_inputs
 
 
@@ -31,8 +31,12 @@ def main(folder: str, case_name: str) -> None:
         gathered = all_gather(number)
         (gathered * torch.arange(1.0, len(gathered) + 1)[:, None]).sum().backward()
         uneven = torch.full((process.rank * 2, 3), process.rank)
+        layer = torch.nn.Linear(3, 2).half()
+        layer.weight = torch.nn.Parameter(torch.full((3, 2), 5.0 + process.rank, dtype=torch.float16).T)
+        broadcast_weights(layer)
         torch.save(
             {
+                "broadcast": layer.state_dict(),
                 "loss": loss.detach(),
                 "gradients": {name: p.grad for name, p in model.named_parameters() if p.grad is not None},
                 "gathered": gathered.detach(),

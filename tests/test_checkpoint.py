@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from modules.checkpoint import load_optimizer, model_path, optimizer_path, save_checkpoint, write_whole
+from modules.checkpoint import (
+    checkpoint_epoch,
+    load_checkpoint,
+    load_optimizer,
+    model_path,
+    optimizer_path,
+    save_checkpoint,
+    write_whole,
+)
 from modules.optimization import BertAdam
 
 
@@ -62,3 +70,15 @@ def test_a_failed_write_keeps_the_file_before(tmp_path):
     with pytest.raises(Exception, match="pickle"):
         write_whole({"a": lambda: None}, path)
     assert torch.load(path, weights_only=True)["a"].tolist() == [1, 1]
+
+
+def test_weights_come_back(trained):
+    model, _, folder = trained
+    other = nn.Linear(3, 2)
+    load_checkpoint(model_path(folder, 4), other)
+    assert torch.equal(other.weight, model.weight) and torch.equal(other.bias, model.bias)
+
+
+def test_epoch_of_a_name():
+    assert checkpoint_epoch(model_path("runs/pytorch_model.bin.3", 12)) == 12
+    assert checkpoint_epoch("ckpts/wti.bin") is checkpoint_epoch(None) is None

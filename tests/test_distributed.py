@@ -43,6 +43,8 @@ def test_gathers_by_hand(tmp_path):
     for rank in (first, second):
         assert rank["gathered"].flatten().tolist() == [0, 0, 1, 1]
         assert rank["uneven"].tolist() == [[1, 1, 1]] * 2
+        assert rank["broadcast"]["weight"].tolist() == [[5, 5, 5]] * 2  # rank 0's, in half precision and transposed
+        assert torch.equal(rank["broadcast"]["bias"], first["broadcast"]["bias"])
     # the gradient of row k is k; each rank gets its own rows and adds nothing over the ranks
     assert first["slice_gradient"].flatten().tolist() == [1, 2]
     assert second["slice_gradient"].flatten().tolist() == [3, 4]

@@ -15,6 +15,7 @@ import torch
 import main_task_retrieval
 from dataloaders.rawvideo_util import RawVideoExtractor
 from modules.checkpoint import model_path, optimizer_path
+from results import RunRecord, read_metrics, read_ranks
 from scripts.make_mini_msrvtt import write_mini_msrvtt
 from scripts.make_tiny_clip import tiny_clip_state_dict
 from scripts.result_lines import last_results
@@ -74,7 +75,9 @@ def test_every_head_trains_and_its_checkpoint_repeats_the_numbers(folder, tmp_pa
 def test_files_and_log_lines_are_clip4clips(folder, tmp_path):
     main_task_retrieval.main(train_flags(folder, tmp_path, "--sim_header", "wti"))
     expected = [f"pytorch_{kind}.bin.{epoch}" for kind in ("model", "opt") for epoch in (0, 1)]
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*expected, "log.txt"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [*expected, "log.txt", "metrics.json", "ranks.csv"]
+    )
     log = log_of(tmp_path)
     for line in (
         r"Epoch: 1/2, Step: 1/2, Lr: [\d.-]+, Loss: \d+\.\d+, Time/step: \d+\.\d+",
@@ -159,6 +162,95 @@ def test_half_precision_recipe_keeps_weights_and_moments_in_half(folder, tmp_pat
     flags = ["--sim_header", "wti", "--precision", "clip_fp16"]
     main_task_retrieval.main(eval_flags(folder, tmp_path / "eval", model_path(tmp_path / "train", 1), *flags))
     assert last_results(tmp_path / "eval" / "log.txt") == last_results(tmp_path / "train" / "log.txt")
+
+
+def test_permuted_test_rows_give_the_same_metrics(folder, tmp_path):
+    """With a second caption for three videos, so that the numbers of texts and videos differ."""
+    flags = ["--sim_header", "wti", "--post_process", "dsl"]
+    main_task_retrieval.main(train_flags(folder, tmp_path / "train", *flags))
+    with (folder / "data" / "MSRVTT_test.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    rows += [[*row[:-1], f"{row[-1]} again"] for row in rows[:3]]
+    contents = []
+    for name, order in (("given", range(12)), ("permuted", (7, 11, 2, 0, 9, 4, 10, 6, 1, 8, 3, 5))):
+        pairs = tmp_path / f"{name}.csv"
+        with pairs.open("w", newline="") as file:
+            csv.writer(file).writerows([header, *(rows[row] for row in order)])
+        checkpoint = model_path(tmp_path / "train", 1)
+        main_task_retrieval.main(
+            eval_flags(folder, tmp_path / name, checkpoint, *flags, "--val_csv", str(pairs), "--batch_size_val", "5")
+        )
+        contents.append(read_metrics(tmp_path / name))
+    for key in ("text_to_video", "video_to_text", "post_processed", "protocol", "epoch"):
+        assert contents[0][key] == contents[1][key], key
+    assert (contents[0]["text_to_video"]["queries"], contents[0]["text_to_video"]["gallery"]) == (12, 9)
+    assert contents[0]["protocol"] == {"captions_per_video": "several", "epoch_picked_on": None}
+    assert contents[0]["epoch"] == 1
+    for direction in ("text-to-video", "video-to-text"):
+        assert read_ranks(tmp_path / "given", direction) == read_ranks(tmp_path / "permuted", direction)
+
+
+def test_holdout_picks_the_epoch_and_the_test_split_is_seen_once(folder, tmp_path):
+    """Two processes, QB-Norm; the picked checkpoint alone gives the same numbers on one process."""
+    output = tmp_path / "train"
+    flags = ["--sim_header", "wti", "--post_process", "qb_norm", "--qb_norm_size", "10"]
+    finished = run_python(
+        *launcher("torchrun", 2), "main_task_retrieval.py", *train_flags(folder, output, *flags), "--holdout", 6,
+        "--epochs", 3,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    content = read_metrics(output)
+    assert [(entry["split"], entry["epoch"]) for entry in content["history"][:3]] == [("holdout", n) for n in range(3)]
+    assert len(content["history"]) == 4
+    best = max(content["history"][:3], key=lambda entry: (entry["text_to_video"]["R1"], entry["epoch"]))
+    assert (content["split"], content["epoch"], content["checkpoint"]) == ("test", best["epoch"], best["checkpoint"])
+    assert (content["holdout"]["videos"], content["holdout"]["captions"]) == (6, 18)
+    assert content["protocol"] == {"captions_per_video": "one", "epoch_picked_on": "holdout"}
+    assert best["text_to_video"]["queries"] == 18 and best["text_to_video"]["gallery"] == 6
+    held_out = (output / "holdout.txt").read_text().split()
+    with (folder / "data" / "MSRVTT_train.csv").open(newline="") as file:
+        assert set(held_out) < {row["video_id"] for row in csv.DictReader(file)} and len(set(held_out)) == 6
+    log = log_of(output)
+    assert log.count("sim matrix size: 18, 6") == 3
+    assert log.count("sim matrix size: 9, 9") == 1
+    assert "train: 18 videos, 54 captions, 0 missing files, 18 samples" in log
+    assert "epoch picked on the holdout of 6 training videos" in log
+
+    main_task_retrieval.main(eval_flags(folder, tmp_path / "eval", Path(content["checkpoint"]), *flags))
+    alone = read_metrics(tmp_path / "eval")
+    assert (alone["text_to_video"], alone["video_to_text"]) == (content["text_to_video"], content["video_to_text"])
+    assert alone["post_processed"]["bank_captions"] == content["post_processed"]["bank_captions"] == 10
+
+    resumed = [
+        *train_flags(folder, tmp_path / "on", *flags), "--epochs", "3", "--init_model", str(model_path(output, 1)),
+        "--resume_model", str(optimizer_path(output, 1)),
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="held out .* give the same --holdout"):
+        main_task_retrieval.main(resumed)
+    main_task_retrieval.main([*resumed, "--holdout", "6"])
+    assert [entry["epoch"] for entry in read_metrics(tmp_path / "on")["history"][:3]] == [0, 1, 2]
+
+
+def test_the_picked_checkpoint_is_what_the_test_split_sees(folder, tmp_path, monkeypatch):
+    """The first of two epochs is picked: the last evaluation repeats its checkpoint's, not the last epoch's."""
+    monkeypatch.setattr(RunRecord, "best", lambda self: self.history[0])
+    main_task_retrieval.main(train_flags(folder, tmp_path / "train", "--holdout", "6"))
+    contents = [read_metrics(tmp_path / "train")]
+    ranks = [(tmp_path / "train" / "ranks.csv").read_text()]
+    for epoch in (0, 1):
+        main_task_retrieval.main(eval_flags(folder, tmp_path / f"eval{epoch}", model_path(tmp_path / "train", epoch)))
+        contents.append(read_metrics(tmp_path / f"eval{epoch}"))
+        ranks.append((tmp_path / f"eval{epoch}" / "ranks.csv").read_text())
+    assert contents[0]["epoch"] == 0 and contents[0]["checkpoint"] == str(model_path(tmp_path / "train", 0))
+    assert contents[0]["text_to_video"] == contents[1]["text_to_video"]
+    assert ranks[0] == ranks[1] != ranks[2]
+
+
+def test_a_holdout_that_leaves_nothing(folder, tmp_path):
+    with pytest.raises(ValueError, match=r"--holdout 24 .*24 training videos"):
+        main_task_retrieval.main(train_flags(folder, tmp_path, "--holdout", "24"))
+    with pytest.raises(ValueError, match="1 samples, fewer than one batch"):
+        main_task_retrieval.main(train_flags(folder, tmp_path, "--holdout", "23"))
 
 
 def copy_of_the_data(folder: Path, tmp_path: Path) -> Path:

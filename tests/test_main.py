@@ -127,6 +127,12 @@ BAD_FLAGS = {
     "unknown patch": (["--linear_patch", "4d"], ["4d", "2d", "3d"]),
     "unknown frame positions": (["--slice_framepos", "3"], ["--slice_framepos", "3", "0, 1, 2"]),
     "unknown precision": (["--precision", "int8"], ["int8", "clip_fp16", "fp32"]),
+    "holdout of one": (["--holdout", "1"], ["--holdout 1", "at least 2"]),
+    "negative holdout": (["--holdout", "-3"], ["--holdout -3"]),
+    "unknown post-processing": (["--post_process", "dis"], ["dis", "none", "dsl", "qb_norm"]),
+    "no temperature": (["--dsl_temperature", "0"], ["--dsl_temperature 0"]),
+    "beta is no number": (["--qb_norm_beta", "nan"], ["--qb_norm_beta nan"]),
+    "no bank": (["--qb_norm_size", "0"], ["--qb_norm_size 0"]),
     "unknown weight network": (["--sim_header", "wti", "--wti_arch", "4"], ["4", "1, 2, 3"]),
     "unknown padding": (["--sim_header", "wti", "--wti_padding", "minus"], ["minus", "zero", "exclude"]),
     "unknown task": (["--task_type", "caption"], ["caption", "retrieval"]),
@@ -153,6 +159,11 @@ def test_bad_flags(capsys, flags, words):
 def test_something_must_be_asked_for(capsys):
     message = argument_error(capsys, ["--output_dir", "runs/test"])
     assert "--do_train" in message and "--do_eval" in message
+
+
+def test_a_holdout_belongs_to_training(capsys):
+    assert "--do_train" in argument_error(capsys, ["--do_eval", "--output_dir", "x", "--holdout", "5"])
+    assert get_args(["--do_train", "--output_dir", "x", "--holdout", "5"]).holdout == 5
 
 
 def test_output_dir_is_required(capsys):

@@ -14,10 +14,13 @@ import metrics
 from metrics import (
     compute_metrics,
     ranks,
+    recall_intervals,
     retrieval_metrics,
     summarize,
     tensor_text_to_video_metrics,
     tensor_video_to_text_sim,
+    top_columns,
+    video_queries,
 )
 from tests.conftest import REPOSITORY
 
@@ -121,6 +124,63 @@ def test_several_captions_by_eye():
     # Video 0: own best 5, video 2's best 6 -> second.  Video 2: own 7, video 0's best 4 -> first.  No third query.
     assert video_to_text["R1"] == 50.0
     assert video_to_text["MeanR"] == 1.5
+
+
+def test_video_queries_by_eye():
+    columns, by_group = video_queries([[5, 1, 2], [3, 9, 4], [6, 8, 7]], [0, 0, 2])
+    assert columns.tolist() == [0, 2]
+    # video 0 with the best of texts 0 and 1, and with text 2; video 2 likewise
+    assert by_group.tolist() == [[5, 6], [4, 7]]
+
+
+def test_top_columns_by_eye():
+    similarity = [[1, 9, 3, 7, 5, 8], [4, 4, 4, 4, 4, 4], [0, 2, 2, 1, -1, -np.inf]]
+    top = top_columns(similarity, [2, 0, 1])
+    assert top[0].tolist() == [1, 5, 3, 4, 2]
+    assert sorted(top[1].tolist()) == [1, 2, 3, 4, 5]  # five others tie with the true one
+    assert top[2].tolist() == [2, 1, 3, 0, 4]  # 2 ties with the true 1 and comes first
+    assert top_columns([[1.0, 2.0]], [0]).tolist() == [[1, 0]]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
+def test_the_true_column_is_at_the_place_of_its_rank(dtype):
+    generator = np.random.default_rng(1)
+    similarity = generator.integers(0, 4, (2500, 9)).astype(dtype)
+    true_column = generator.integers(0, 9, 2500)
+    top, rank = top_columns(similarity, true_column), ranks(similarity, true_column)
+    for row in range(len(top)):
+        scores = similarity[row, top[row]]
+        assert scores.tolist() == sorted(similarity[row].tolist(), reverse=True)[:5]
+        assert (true_column[row] in top[row]) == (rank[row] < 5)
+        if rank[row] < 5:
+            assert top[row, rank[row]] == true_column[row]
+
+
+def test_intervals_of_known_binomials():
+    """With 50 of 100 hits the resampled counts are binomial(100, 0.5): its 2.5 % and 97.5 % quantiles are 40 and 60."""
+    intervals = recall_intervals(np.repeat([0, 7, 20, 60], [50, 20, 30, 0]))
+    assert intervals["R1"] == intervals["R5"] == (40.0, 60.0)
+    # 70 of 100: the quantiles of binomial(100, 0.7) are 61 and 79
+    assert intervals["R10"] == (61.0, 79.0)
+    assert intervals["R50"] == (100.0, 100.0)
+    assert list(recall_intervals([3]).values()) == [(0.0, 0.0)] + 3 * [(100.0, 100.0)]
+
+
+def test_intervals_equal_resampling_queries_one_by_one():
+    generator = np.random.default_rng(5)
+    rank = generator.geometric(0.2, 200) - 1
+    resamples = rank[generator.integers(0, 200, (4000, 200))]
+    for depth in metrics.RECALL_DEPTHS:
+        expected = np.percentile(100 * (resamples < depth).mean(axis=1), [2.5, 97.5])
+        assert recall_intervals(rank)[f"R{depth}"] == pytest.approx(expected, abs=1.0)
+
+
+def test_intervals_repeat_and_ignore_the_order():
+    rank = np.random.default_rng(5).integers(0, 80, 300)
+    assert recall_intervals(rank) == recall_intervals(rank) == recall_intervals(rank[::-1])
+    assert recall_intervals(rank) != recall_intervals(rank, seed=1)
+    with pytest.raises(ValueError, match=r"\(N,\)"):
+        recall_intervals([])
 
 
 def test_ties_count_against_the_model():

@@ -1,0 +1,64 @@
+"""Parts of the training split: held-out videos that pick the epoch, and a bank of captions for QB-Norm.
+
+Both choices follow one rule: sort by the sha256 of seed and name, take the first. It depends on the seed and the names
+alone, neither on the order in files nor on the version of a random generator.
+"""
+
+import argparse
+import hashlib
+from collections.abc import Callable, Iterable
+
+from dataloaders.annotations import Annotations, CaptionsOnly
+
+ReadSplit = Callable[..., Annotations]
+
+
+def read_subset(read_split: ReadSplit, args, subset: str) -> Annotations:
+    """What the reader gives for `subset`, and the parts of its training split.
+
+    "train" is the training split without the `--holdout` videos, "holdout" is these with all their captions, "bank"
+    is `--qb_norm_size` distinct captions of "train" (all, if there are fewer) without videos; any other is the
+    reader's own.
+
+    Raises whatever the reader raises, and ValueError where `--holdout` leaves nothing to train on.
+    """
+    if subset == "bank":
+        captions_only = argparse.Namespace(**{**vars(args), "features_path": CaptionsOnly})
+        captions = read_subset(read_split, captions_only, "train").captions
+        keys = {f"{caption.video_id}\n{caption.text}": caption for caption in captions}
+        chosen = seeded_choice(keys, args.qb_norm_size, args.seed)
+        return Annotations([keys[key] for key in chosen], {})
+    if subset not in ("train", "holdout"):
+        return read_split(args, subset)
+    annotations = read_split(args, "train")
+    size = getattr(args, "holdout", 0)
+    if not size and subset == "train":
+        return annotations
+    training, holdout = split_holdout(annotations, size, args.seed)
+    return training if subset == "train" else holdout
+
+
+def split_holdout(annotations: Annotations, size: int, seed: int) -> tuple[Annotations, Annotations]:
+    """Training split without `size` of its videos, and these; each with all its captions in their order.
+
+    Raises ValueError for a size below 2 or one that leaves no video.
+    """
+    video_ids = {caption.video_id for caption in annotations.captions}
+    if not 2 <= size < len(video_ids):
+        raise ValueError(
+            f"--holdout {size} must be at least 2 and leave some of the {len(video_ids)} training videos to train on"
+        )
+    held_out = set(seeded_choice(video_ids, size, seed))
+    return _part(annotations, video_ids - held_out), _part(annotations, held_out)
+
+
+def seeded_choice(names: Iterable[str], size: int, seed: int) -> list[str]:
+    """The first `size` names by the sha256 of seed and name."""
+    return sorted(names, key=lambda name: hashlib.sha256(f"{seed}\n{name}".encode()).digest())[:size]
+
+
+def _part(annotations: Annotations, video_ids: set[str]) -> Annotations:
+    return Annotations(
+        [caption for caption in annotations.captions if caption.video_id in video_ids],
+        {video_id: path for video_id, path in annotations.video_paths.items() if video_id in video_ids},
+    )

@@ -1,0 +1,178 @@
+"""Evaluate a split: encode and score it, rank, log in CLIP4Clip's wording, and leave the result files.
+
+No score depends on which pairs are true: they enter with `video_index`, after all scores are there.
+"""
+
+import logging
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from tqdm.auto import tqdm
+
+import metrics
+import util
+from dataloaders.data_dataloaders import DATALOADER_DICT, evaluation_loaders
+from modules.checkpoint import load_checkpoint
+from modules.modeling import CLIP4Clip
+from modules.retrieval import similarity_of_split
+from post_processing import ASSUMPTIONS, dual_softmax, querybank_normalize
+from results import Ranking, RunRecord
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Gallery:
+    """The names behind a similarity (A,B): texts (A,), videos (B,), and each text's true video (A,)."""
+
+    texts: list[str]
+    videos: list[str]
+    video_index: np.ndarray
+
+    def text_to_video(self, similarity: np.ndarray) -> Ranking:
+        """Every text ranks the videos."""
+        return Ranking.of(metrics.TEXT_TO_VIDEO, similarity, self.video_index, self.texts, self.videos)
+
+    def video_to_text(self, similarity: np.ndarray) -> Ranking:
+        """Every video ranks the videos by the best of their captions."""
+        columns, by_group = metrics.video_queries(similarity, self.video_index)
+        names = [self.videos[column] for column in columns]
+        return Ranking.of(metrics.VIDEO_TO_TEXT, by_group, np.arange(len(names)), names, names)
+
+
+class Evaluator:
+    """The evaluations of one run: its splits, who picks the epoch, and the record of the results.
+
+    Every method must be called by every process; the main one alone ranks, logs and writes.
+    """
+
+    def __init__(self, args, model: CLIP4Clip, tokenizer, process: util.Process):
+        """Reads the test split, the `--holdout` videos and QB-Norm's bank, as far as `args` ask for them."""
+        self.args, self.model, self.process = args, model, process
+        loaders = DATALOADER_DICT[args.datatype]
+        build_loader = loaders["test"] or loaders["val"]
+        self.loaders = {}
+        for split in ("test", "holdout") if args.holdout else ("test",):
+            loader, length = build_loader(args, tokenizer, subset=split, image_resolution=model.input_resolution)
+            util.log_split(split, length, loader.batch_size, len(loader))
+            self.loaders[split] = loader
+        self.bank = build_loader(args, tokenizer, subset="bank")[0] if args.post_process == "qb_norm" else None
+        self.picking_split = "holdout" if args.holdout else "test"
+        holdout = self.loaders["holdout"].dataset.annotations if args.holdout else None
+        self.record = RunRecord(args, process.world_size, holdout) if process.is_main else None
+
+    def evaluate(self, split: str, epoch: int | None, checkpoint) -> None:
+        """Evaluate the model as it is, which is that of `epoch` and `checkpoint` (None where there is none)."""
+        loader = self.loaders[split]
+        eval_epoch(self.args, self.model, loader, self.process, self.record, self.bank, split, epoch, checkpoint)
+
+    def after_epoch(self, epoch: int, checkpoint) -> None:
+        """Evaluate on the split that picks the epoch, and say which is the best so far."""
+        self.evaluate(self.picking_split, epoch, checkpoint)
+        if self.process.is_main:
+            best = self.record.best()
+            picked_on = "the test split, the published protocol"
+            if self.args.holdout:
+                picked_on = f"the holdout of {self.args.holdout} training videos"
+            logger.info(
+                "The best model is: %s, the R1 is: %.4f (epoch picked on %s)",
+                best["checkpoint"], best["text_to_video"]["R1"], picked_on,
+            )  # fmt: skip
+
+    def finish(self) -> None:
+        """With `--holdout`: evaluate the picked checkpoint on the test split, once."""
+        if not self.args.holdout:
+            return
+        best = self.record.best() if self.process.is_main else {"epoch": None, "checkpoint": None}
+        load_checkpoint(best["checkpoint"], self.model)
+        self.evaluate("test", best["epoch"], best["checkpoint"])
+        if self.process.is_main:
+            logger.info(
+                "The picked model is: %s, the R1 is: %.4f (on the test split, evaluated once; epoch picked on the "
+                "holdout of %d training videos)",
+                best["checkpoint"], self.record.history[-1]["text_to_video"]["R1"], self.args.holdout,
+            )  # fmt: skip
+
+    def resume(self, first_epoch: int) -> None:
+        """Go on with the history of `--resume_model`'s run; ValueError where it held out other videos."""
+        if self.process.is_main:
+            self.record.resume(self.args.resume_model, first_epoch)
+
+
+def eval_epoch(
+    args, model: CLIP4Clip, test_loader, process, record: RunRecord | None = None, bank=None,
+    split: str = "test", epoch: int | None = None, checkpoint=None,
+) -> float | None:  # fmt: skip
+    """Encode and score a split, log both directions; returns text-to-video R@1, on the main process only.
+
+    Args:
+        args: the flags; `post_process` and its settings are read.
+        test_loader: the loader of the split's pairs, `bank` that of QB-Norm's training captions.
+        process: the `util.Process`; every process must call this.
+        record: writes `metrics.json` and `ranks.csv`, with `split`, `epoch` and `checkpoint`; None writes no file.
+
+    Raises ValueError where a similarity is NaN.
+    """
+    started = time.perf_counter()
+    model.eval()
+    hidden = None if process.is_main else True
+    texts, videos = evaluation_loaders(test_loader, process.rank, process.world_size, bank)
+    similarity = similarity_of_split(
+        model, tqdm(texts, desc="texts", disable=hidden), tqdm(videos, desc="videos", disable=hidden), process.device
+    ).numpy()
+    if not process.is_main:
+        return None
+    dataset = test_loader.dataset
+    names = Gallery(
+        [caption.text for caption in dataset.annotations.captions], dataset.item_names(), dataset.video_index
+    )
+    similarity, bank_similarity = np.split(similarity, [len(names.texts)])
+
+    logger.info("sim matrix size: %d, %d", *similarity.shape)
+    raw = [names.text_to_video(similarity), names.video_to_text(similarity)]
+    logger.info("\t Length-T: %d, Length-V:%d (%.1f s)", *similarity.shape, time.perf_counter() - started)
+    for ranking in raw:
+        log_ranking(ranking)
+    method, processed = None, []
+    if args.post_process != "none":
+        method, processed = post_process(
+            args, names, similarity / model.score_scale, bank_similarity / model.score_scale
+        )
+        logger.info("Post-processed by %s, which assumes: %s", method["method"], method["assumes"])
+        for ranking in processed:
+            log_ranking(ranking, method["method"])
+    if record is not None:
+        record.add(raw, processed, method, split, epoch, checkpoint, time.perf_counter() - started)
+    return raw[0].summary()["R1"]
+
+
+def post_process(
+    args, names: Gallery, similarity: np.ndarray, bank_similarity: np.ndarray
+) -> tuple[dict, list[Ranking]]:
+    """The method with its settings and assumption, and its rankings of cosines (A,B), bank (N,B).
+
+    QB-Norm has a bank of captions and none of videos, so that it ranks text-to-video only.
+    """
+    about = {"method": args.post_process, "assumes": ASSUMPTIONS[args.post_process]}
+    if args.post_process == "dsl":
+        texts = dual_softmax(similarity, args.dsl_temperature)
+        videos = dual_softmax(similarity.T, args.dsl_temperature).T
+        about["temperature"] = args.dsl_temperature
+        return about, [names.text_to_video(texts), names.video_to_text(videos)]
+    about |= {"beta": args.qb_norm_beta, "bank_captions": len(bank_similarity)}
+    return about, [names.text_to_video(querybank_normalize(similarity, bank_similarity, args.qb_norm_beta))]
+
+
+def log_ranking(ranking: Ranking, label: str = "") -> None:
+    """CLIP4Clip's lines, and one with the intervals; with a label no line has CLIP4Clip's form."""
+    prefix = "V2T$" if ranking.direction == metrics.VIDEO_TO_TEXT else ""
+    summary = ranking.summary()
+    logger.info("%s:", (ranking.direction.title().replace("-To-", "-to-") + f" ({label})" * bool(label)))
+    names = {"R1": "R@1", "R5": "R@5", "R10": "R@10", "MdR": "Median R", "MnR": "Mean R"}
+    numbers = " - ".join(f"{prefix}{name}: {summary[key]:.1f}" for key, name in names.items())
+    logger.info("\t>>>  %s%s", f"{label}: " if label else "", numbers)
+    intervals = " - ".join(
+        f"R@{key[1:]} [{low:.1f}, {high:.1f}]" for key, (low, high) in summary["intervals_95"].items()
+    )
+    logger.info("\t95 %% intervals (bootstrap over %d queries): %s", summary["queries"], intervals)

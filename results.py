@@ -1,0 +1,260 @@
+"""`metrics.json` and `ranks.csv`: what every evaluation leaves in `--output_dir`, written and read.
+
+Both are replaced by the next evaluation of the run; the list `history` in `metrics.json` keeps the numbers of all.
+"""
+
+import csv
+import hashlib
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import metrics
+
+METRICS_FILE = "metrics.json"
+RANKS_FILE = "ranks.csv"
+HOLDOUT_FILE = "holdout.txt"
+REPOSITORY = Path(__file__).parent
+
+FLAGS_THAT_DECIDE_NO_NUMBER = (
+    "output_dir", "cache_dir", "n_display", "num_thread_reader", "batch_size_val", "local_rank", "task_type",
+    "loose_type", "do_eval", "do_pretrain", "do_lower_case", "use_mil", "sampled_use_mil", "fp16", "fp16_opt_level",
+    "lr_decay", "video_dim", "margin", "hard_negative_rate", "negative_weighting", "n_pair", "n_gpu", "world_size",
+    "rank", "text_num_hidden_layers", "visual_num_hidden_layers", "unread_flags",
+)  # fmt: skip
+DATA_FLAGS = ("train_csv", "val_csv", "data_path", "features_path")
+TOP_COUNT = 5
+
+
+@dataclass
+class Ranking:
+    """The queries of one direction, their 0-based ranks (N,), and the top columns (N, <= 5) with their scores."""
+
+    direction: str
+    queries: list[str]
+    true_videos: list[str]
+    gallery: list[str]
+    ranks: np.ndarray
+    top_columns: np.ndarray
+    top_scores: np.ndarray
+
+    @classmethod
+    def of(cls, direction: str, similarity, true_column, queries: list[str], gallery: list[str]) -> "Ranking":
+        """Rank each row's true column of (N, gallery); ValueError for NaN, naming the rows."""
+        true_column = np.asarray(true_column)
+        ranks = metrics.ranks(similarity, true_column, direction)
+        top = metrics.top_columns(similarity, true_column, TOP_COUNT)
+        scores = np.take_along_axis(np.asarray(similarity), top, axis=1)
+        return cls(direction, queries, [gallery[column] for column in true_column], gallery, ranks, top, scores)
+
+    def summary(self) -> dict:
+        """Recalls in percent with their 95 % intervals, median and mean rank from 1, numbers of queries and items."""
+        numbers = metrics.summarize(self.ranks)
+        return {
+            **{f"R{depth}": numbers[f"R{depth}"] for depth in metrics.RECALL_DEPTHS},
+            "MdR": numbers["MedianR"],
+            "MnR": numbers["MeanR"],
+            "intervals_95": metrics.recall_intervals(self.ranks),
+            "queries": len(self.ranks),
+            "gallery": len(self.gallery),
+        }
+
+    def rows(self) -> Iterable[list]:
+        """Rows of `ranks.csv`; a gallery of fewer than five leaves the last cells empty."""
+        unused = [""] * (2 * (TOP_COUNT - self.top_columns.shape[1]))
+        for query, true_video, rank, columns, scores in zip(
+            self.queries, self.true_videos, self.ranks.tolist(), self.top_columns.tolist(), self.top_scores.tolist(),
+            strict=True,
+        ):  # fmt: skip
+            top = [
+                cell for column, score in zip(columns, scores, strict=True) for cell in (self.gallery[column], score)
+            ]
+            yield [self.direction, query, true_video, rank + 1, *top, *unused]
+
+
+class RunRecord:
+    """What all evaluations of a run have in common, their history, and the files; for the main process.
+
+    Args:
+        args: the flags, `precision` resolved.
+        processes: their number R, which decides the gradients of a training.
+        holdout: the `Annotations` of the held-out videos (`--holdout`), or None; `holdout.txt` lists them.
+    """
+
+    def __init__(self, args, processes: int = 1, holdout=None):
+        self.folder = Path(args.output_dir)
+        self.picked_on = None
+        if args.do_train:
+            self.picked_on = "test" if holdout is None else "holdout"
+        self.history: list[dict] = []
+        self.common = {
+            "seed": args.seed,
+            "processes": processes,
+            "configuration_sha256": configuration_hash(args, processes),
+            "configuration_sha256_without_seed": configuration_hash(args, processes, without=("seed",)),
+            "code_version": code_version(),
+            "torch_version": torch.__version__,
+            "holdout": None,
+        }
+        if holdout is not None:
+            video_ids = sorted({caption.video_id for caption in holdout.captions})
+            listing = "".join(f"{video_id}\n" for video_id in video_ids)
+            write_whole(self.folder / HOLDOUT_FILE, listing)
+            digest = hashlib.sha256(listing.encode()).hexdigest()
+            self.common["holdout"] = {"videos": len(video_ids), "captions": len(holdout.captions), "sha256": digest}
+
+    def add(
+        self, raw: list[Ranking], processed: list[Ranking], post_process: dict | None,
+        split: str, epoch: int | None, checkpoint, seconds: float,
+    ) -> None:  # fmt: skip
+        """Write down one evaluation: `raw` in `ranks.csv`, `processed` in `ranks_METHOD.csv`, all in `metrics.json`."""
+        several = len(raw[0].queries) > len(set(raw[0].true_videos))
+        entry = {"split": split, "epoch": epoch, "checkpoint": None if checkpoint is None else str(checkpoint)}
+        entry |= summaries(raw)
+        self.history.append(entry)
+        protocol = {"captions_per_video": "several" if several else "one", "epoch_picked_on": self.picked_on}
+        post_processed = None
+        if post_process is not None:
+            post_processed = {**post_process, **summaries(processed)}
+            write_ranks(self.folder / f"ranks_{post_process['method']}.csv", processed)
+        write_ranks(self.folder / RANKS_FILE, raw)
+        content = {
+            **entry, "post_processed": post_processed, "protocol": protocol, **self.common,
+            "seconds": round(seconds, 3), "history": self.history,
+        }  # fmt: skip
+        write_whole(
+            self.folder / METRICS_FILE, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        )
+
+    def best(self) -> dict:
+        """The entry of the history with the highest text-to-video R@1 on the split that picks the epoch; the later of
+        equal ones."""
+        picking = [entry for entry in self.history if entry["split"] == self.picked_on]
+        return max(picking, key=lambda entry: (entry["text_to_video"]["R1"], entry["epoch"]))
+
+    def resume(self, resume_model: str | Path, first_epoch: int) -> None:
+        """Take over the epochs before `first_epoch` from the run that is resumed, where it left its `metrics.json`.
+
+        Raises ValueError where that run held out other videos: it has trained on those of this one.
+        """
+        folder = Path(resume_model).parent
+        if not (folder / METRICS_FILE).is_file():
+            return
+        earlier = read_metrics(folder)
+        if earlier["holdout"] != self.common["holdout"]:
+            raise ValueError(
+                f"--resume_model {resume_model}: its run held out {earlier['holdout']}, this one "
+                f"{self.common['holdout']}; give the same --holdout, --seed and training split"
+            )
+        self.history = [
+            entry for entry in earlier["history"] if entry["split"] == self.picked_on and entry["epoch"] < first_epoch
+        ]
+
+
+def summaries(rankings: list[Ranking]) -> dict[str, dict]:
+    """Summaries under "text_to_video" and "video_to_text"."""
+    return {ranking.direction.replace("-", "_"): ranking.summary() for ranking in rankings}
+
+
+def configuration_hash(args, processes: int, without: tuple[str, ...] = ()) -> str:
+    """sha256 of the flags that decide the numbers.
+
+    Data files count by their names, so that the data may lie anywhere. A resumed run repeats the uninterrupted one:
+    `--init_model` and `--resume_model` of a resumption do not count. The number of processes does in training.
+    """
+    flags = {name: value for name, value in vars(args).items() if name not in FLAGS_THAT_DECIDE_NO_NUMBER}
+    flags |= {name: Path(flags[name]).name for name in DATA_FLAGS if flags.get(name)}
+    if flags.pop("resume_model", None):
+        flags["init_model"] = None
+    if args.do_train:
+        flags["processes"] = processes
+    counted = {name: value for name, value in flags.items() if name not in without}
+    return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
+
+
+def code_version() -> str:
+    """`git COMMIT`, with ` dirty` where tracked files differ from it; `version N` or `unknown` outside a clone."""
+    try:
+        top, commit, changes = (
+            subprocess.run(
+                ["git", *command], cwd=REPOSITORY, capture_output=True, text=True, check=True, timeout=30
+            ).stdout.strip()
+            for command in (
+                ["rev-parse", "--show-toplevel"],
+                ["rev-parse", "HEAD"],
+                ["status", "--porcelain", "--untracked-files=no"],
+            )
+        )
+        if Path(top).resolve() == REPOSITORY.resolve():  # else the files lie inside some other project's clone
+            return f"git {commit}{' dirty' if changes else ''}"
+    except (OSError, subprocess.SubprocessError):
+        return package_version()
+    return package_version()
+
+
+def package_version() -> str:
+    """`version N` from pyproject.toml, `unknown` without it."""
+    file = REPOSITORY / "pyproject.toml"
+    found = re.search(r'^version = "(.+)"$', file.read_text(encoding="utf-8"), re.M) if file.is_file() else None
+    return f"version {found[1]}" if found else "unknown"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write under a temporary name, then rename: whoever reads `path` finds a whole file."""
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text(text, encoding="utf-8", newline="")
+    os.replace(temporary, path)
+
+
+def write_ranks(path: Path, rankings: list[Ranking]) -> None:
+    """One row per query of both directions, ranks from 1."""
+    top = [f"{kind}{place}" for place in range(1, TOP_COUNT + 1) for kind in ("top", "score")]
+    temporary = path.with_name(path.name + ".partial")
+    with temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["direction", "query", "true_video", "rank", *top])
+        for ranking in rankings:
+            writer.writerows(ranking.rows())
+    os.replace(temporary, path)
+
+
+def read_metrics(folder: str | Path) -> dict:
+    """`metrics.json` of a run; FileNotFoundError or ValueError naming the file."""
+    path = Path(folder) / METRICS_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no {METRICS_FILE}; is it the --output_dir of an evaluation?")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {**content, "text_to_video": content["text_to_video"], "history": content["history"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not what an evaluation writes: {type(error).__name__}: {error}") from error
+
+
+def read_ranks(folder: str | Path, direction: str) -> dict[tuple[str, str, int], int]:
+    """Ranks (from 1) of one direction in `ranks.csv`, by query, true video, and a count of equal ones before.
+
+    FileNotFoundError or ValueError naming the file.
+    """
+    path = Path(folder) / RANKS_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no {RANKS_FILE}; is it the --output_dir of an evaluation?")
+    ranks: dict[tuple[str, str, int], int] = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        try:
+            for row in csv.DictReader(file):
+                if row["direction"] != direction:
+                    continue
+                key = (row["query"], row["true_video"], 0)
+                while key in ranks:
+                    key = (*key[:2], key[2] + 1)
+                ranks[key] = int(row["rank"])
+        except (ValueError, KeyError, TypeError, csv.Error) as error:
+            raise ValueError(f"{path} is not what an evaluation writes: {type(error).__name__}: {error}") from error
+    return ranks

@@ -1,0 +1,116 @@
+"""Results of several runs side by side: `python -m scripts.compare_runs RUN...`
+
+Each RUN is an `--output_dir`; its `metrics.json` holds the run's last evaluation, which after a training without
+`--holdout` is that of the last epoch. Runs that differ in nothing but the seed get a row with mean and standard
+deviation. Exactly two runs are also compared query by query: how surprising is their difference in R@1?
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from metrics import BOOTSTRAP_RESAMPLES, TEXT_TO_VIDEO, VIDEO_TO_TEXT
+from results import read_metrics, read_ranks
+
+NUMBERS = ("R1", "R5", "R10", "R50", "MdR", "MnR")
+DIRECTIONS = {TEXT_TO_VIDEO: "text_to_video", VIDEO_TO_TEXT: "video_to_text"}
+QUERIES_SHOWN = 3
+
+
+def table(runs: list[Path], results: list[dict], key: str) -> str:
+    """Markdown of one direction: a row per run, then one per group of seeds.
+
+    Args:
+        runs: the folders, named in the first column.
+        results: their `metrics.json`.
+        key: "text_to_video" or "video_to_text".
+    """
+    lines = [
+        "| run | split | epoch | epoch picked on | seed | R@1 [95 %] | R@5 | R@10 | R@50 | MdR | MnR |",
+        "|---" * 11 + "|",
+    ]
+    for run, result in zip(runs, results, strict=True):
+        low, high = result[key]["intervals_95"]["R1"]
+        values = [f"{result[key][name]:.1f}" for name in NUMBERS]
+        values[0] += f" [{low:.1f}, {high:.1f}]"
+        epoch, picked_on = (
+            "-" if value is None else str(value) for value in (result["epoch"], result["protocol"]["epoch_picked_on"])
+        )
+        lines.append(row([str(run), result["split"], epoch, picked_on, str(result["seed"]), *values]))
+    for group in groups_of_seeds(results):
+        values = np.array([[results[index][key][name] for name in NUMBERS] for index in group])
+        cells = [f"{m:.1f} ± {d:.1f}" for m, d in zip(values.mean(axis=0), values.std(axis=0, ddof=1), strict=True)]
+        seeds = ", ".join(str(results[index]["seed"]) for index in group)
+        name = f"mean ± sd of {len(group)} seeds: {', '.join(runs[index].name for index in group)}"
+        lines.append(row([name, results[group[0]]["split"], "", "", seeds, *cells]))
+    return "\n".join(lines)
+
+
+def row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def groups_of_seeds(results: list[dict]) -> list[list[int]]:
+    """Indices of the runs of each configuration with at least two seeds; a second run of a seed is left out."""
+    groups: dict[tuple, dict[int, int]] = {}
+    for index, result in enumerate(results):
+        configuration = (result["configuration_sha256_without_seed"], result["split"])
+        groups.setdefault(configuration, {}).setdefault(result["seed"], index)
+    return [list(group.values()) for group in groups.values() if len(group) > 1]
+
+
+def paired_difference(first: dict, second: dict) -> tuple[float, float]:
+    """R@1 of `second` less that of `first`, in points, and the two-sided p-value of a paired bootstrap over queries.
+
+    The p-value is twice the smaller share of resamples whose difference is not above, or not below, 0 (Efron and
+    Tibshirani 1993, chapter 15: the level of the percentile interval that ends at 0), where the observed sample
+    counts as one more resample. A resample matters only by how many queries the one run alone has at rank 1 and how
+    many the other, and these follow a multinomial distribution.
+
+    Args:
+        first, second: ranks from 1 by query, of the same queries.
+
+    Raises:
+        ValueError: no queries, or not the same.
+    """
+    if first.keys() != second.keys():
+        lacking = [*sorted(first.keys() - second.keys()), *sorted(second.keys() - first.keys())]
+        shown = ", ".join(f"{query!r} of {video}" for query, video, _ in lacking[:QUERIES_SHOWN])
+        raise ValueError(
+            f"a paired comparison needs the same queries: {len(first)} and {len(second)}, of which {len(lacking)} are "
+            f"in one run only, such as {shown}"
+        )
+    if not first:
+        raise ValueError("a paired comparison needs queries; the runs have none of this direction")
+    changes = np.array([int(second[query] == 1) - int(first[query] == 1) for query in first])
+    shares = [np.mean(changes == change) for change in (1, -1, 0)]
+    gained, lost, _ = np.random.default_rng(0).multinomial(len(changes), shares, size=BOOTSTRAP_RESAMPLES).T
+    not_above, not_below = np.count_nonzero(gained <= lost), np.count_nonzero(gained >= lost)
+    p_value = 2 * (1 + min(not_above, not_below)) / (1 + BOOTSTRAP_RESAMPLES)
+    return 100.0 * float(changes.mean()), min(1.0, p_value)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", type=Path, help="output folders of runs; two are compared query by query")
+    runs = parser.parse_args(argv).runs
+    try:
+        results = [read_metrics(run) for run in runs]
+        for direction, key in DIRECTIONS.items():
+            print(f"{direction}\n\n{table(runs, results, key)}\n")
+        if len(runs) == 2:
+            for direction in DIRECTIONS:
+                difference, p_value = paired_difference(*(read_ranks(run, direction) for run in runs))
+                print(
+                    f"{direction}: R@1 of {runs[1]} less that of {runs[0]}: {difference:+.1f} points, "
+                    f"p = {p_value:.4f} (paired bootstrap over queries)"
+                )
+    except (OSError, ValueError) as error:
+        sys.exit(f"compare_runs: {error}")
+
+
+if __name__ == "__main__":
+    main()
