@@ -12,9 +12,10 @@ from dataloaders.data_dataloaders import DATALOADER_DICT
 from modules.checkpoint import model_path
 from scripts.make_mini_msrvtt import MiniMsrvtt, write_mini_msrvtt
 from scripts.make_tiny_clip import tiny_clip_state_dict
-from scripts.quickstart_table import last_results
+from scripts.result_lines import last_results
 from tests.launch import REPOSITORY
 from tests.miniatures import WRITERS, read_clips, write_miniature
+from tests.test_recipes import run_script
 
 pytestmark = pytest.mark.slow
 
@@ -69,6 +70,29 @@ def test_a_miniature_trains_and_its_checkpoint_repeats_the_numbers(mini, model_f
     assert f"Num optimizer steps = {steps}" in log
     assert f"sim matrix size: {test_captions}, {test_videos}" in log
     assert log.count("1 ids without captions left out") == (2 if data_type == "activity" else 0)
+
+
+@pytest.mark.parametrize("data_type", ["activity", "didemo", "lsmdc", "msvd"])
+def test_a_data_sets_own_scripts(mini, model_flags, tmp_path, data_type):
+    """The recipe trains and its checkpoint is evaluated by `eval_*.sh`, both as processes; MSR-VTT's: test_recipes."""
+    flags = write_miniature(data_type, mini, tmp_path / "data")
+    settings = {
+        "DATA_PATH": flags[flags.index("--data_path") + 1], "FEATURES_PATH": tmp_path / "data" / "videos",
+        "CLIP": model_flags[1], "NPROC": 1, "cwd": tmp_path, "timeout": 120,
+    }  # fmt: skip
+    small = ["--max_words", "16", "--max_frames", "2", "--num_thread_reader", "0"]
+    trained = run_script(
+        f"clip4clip_{data_type}_meanP", *small, "--epochs", "1", "--batch_size", "6", OUTPUT="train", **settings
+    )
+    assert trained.returncode == 0, trained.stderr
+    checkpoint = {"CHECKPOINT": "train/pytorch_model.bin.0", "SIM_HEADER": "meanP"}
+    evaluated = run_script(f"eval_{data_type}", *small, OUTPUT="eval", **checkpoint, **settings)
+    assert evaluated.returncode == 0, evaluated.stderr
+    results = last_results(tmp_path / "eval" / "log.txt")
+    assert results == last_results(tmp_path / "train" / "log.txt")
+    for run in (trained, evaluated):
+        row = next(line for line in run.stdout.splitlines() if line.startswith("| this run"))
+        assert all(f" {number} " in row for number in (*results[0], *results[1]))
 
 
 def test_the_example_of_the_readme(mini, model_flags, tmp_path, monkeypatch):
