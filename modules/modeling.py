@@ -72,8 +72,9 @@ class CLIP4ClipConfig:
 
     @classmethod
     def from_namespace(cls, namespace) -> "CLIP4ClipConfig":
-        """Read the fields from any object with attributes; a missing one takes the flag's default."""
-        return cls(**{field.name: getattr(namespace, field.name, field.default) for field in dataclasses.fields(cls)})
+        """Read the fields from any object with attributes; a missing one, or None, takes the flag's default."""
+        given = {field.name: getattr(namespace, field.name, None) for field in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in given.items() if value is not None})
 
     def __post_init__(self):
         choices = {

@@ -230,7 +230,9 @@ def test_config_names_what_is_wrong(flags, words):
 
 def test_config_takes_defaults_for_what_is_missing():
     config = CLIP4ClipConfig.from_namespace(
-        SimpleNamespace(pretrained_clip_name="ViT-B/16", max_words=32, max_frames=12, sim_header="wti", lr=1)
+        SimpleNamespace(
+            pretrained_clip_name="ViT-B/16", max_words=32, max_frames=12, sim_header="wti", lr=1, agg_module=None
+        )
     )
     assert (config.linear_patch, config.cross_num_hidden_layers, config.agg_module) == ("2d", 4, "none")
     assert (config.wti_arch, config.wti_padding) == (2, "zero")
