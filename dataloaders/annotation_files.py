@@ -8,6 +8,7 @@ import io
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from reprlib import repr as shorten  # and safe for what nests too deeply to be written out
 from typing import Any
 
 from dataloaders.annotations import first_names, require_path
@@ -78,14 +79,14 @@ def check_entry(entry: Any, kinds: Mapping[str, type | tuple[type, ...]], place:
             f"{key} ({' or '.join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))})"
             for key, kind in kinds.items()
         ]
-        raise ValueError(f"{place}: an entry needs the keys {', '.join(names)}; one is {repr(entry)[:200]}")
+        raise ValueError(f"{place}: an entry needs the keys {', '.join(names)}; one is {shorten(entry)}")
 
 
 def check_texts(values: list, place: str) -> list[str]:
     """`values` if all are strings, else a ValueError that begins with `place`."""
     for value in values:
         if not isinstance(value, str):
-            raise ValueError(f"{place} must be texts; one is {repr(value)[:200]}")
+            raise ValueError(f"{place} must be texts; one is {shorten(value)}")
     return values
 
 

@@ -1,12 +1,14 @@
 """Your own data: one CSV or JSONL with `video, caption` and optionally `start, end, split`, a row for each caption."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from dataloaders.annotation_files import check_entry, parse_json, read_csv, read_lines
 from dataloaders.annotations import Annotations, Caption, locate_captions, require_path
 
 SPLITS = ("train", "val", "test")
+KEYS = ("video", "caption", "start", "end", "split")
 
 
 def read_split(args, subset: str) -> Annotations:
@@ -15,6 +17,7 @@ def read_split(args, subset: str) -> Annotations:
     `--data_path` goes first where it is a file, and needs `split` in every row.  In the other two a row without
     `split` belongs to the split that the flag stands for.  `video` is a file's name, its name without the extension,
     or its path below `--features_path`; `start` and `end` are seconds, and an end behind the video's end is the end.
+    Other columns are left unread, and the log names them.
 
     Raises FileNotFoundError for a missing file, video or folder, and ValueError for a file of another form.
     """
@@ -24,10 +27,11 @@ def read_split(args, subset: str) -> Annotations:
         flag, path = "--data_path", args.data_path
     elif not path or not os.path.isfile(path):
         raise FileNotFoundError(f"no such file: {args.data_path} (--data_path), nor {path} ({flag})")
-    captions, splits = [], set()
+    captions, splits, ignored = [], set(), set()
     for number, row in _read_rows(Path(path), flag):
         place = f"{path} ({flag}), line {number}"
         check_entry(row, {"video": str, "caption": str}, place)
+        ignored |= set(row) - set(KEYS)
         split = row.get("split") or (None if flag == "--data_path" else subset)
         if split not in SPLITS:
             raise ValueError(
@@ -40,7 +44,16 @@ def read_split(args, subset: str) -> Annotations:
             captions.append(Caption(row["video"].strip(), row["caption"].strip(), start, end))
     if splits and subset not in splits:
         raise ValueError(f"{path} ({flag}) has no row of the split {subset}, only of {', '.join(sorted(splits))}")
-    return locate_captions(captions, args.features_path, source=path, flag=flag, by_name=True)
+    annotations = locate_captions(captions, args.features_path, source=path, flag=flag, by_name=True)
+    notes = (f"ignored columns: {', '.join(sorted(ignored))}",) if ignored else ()
+    return _named_by_file(annotations, Path(args.features_path), notes) if annotations.video_paths else annotations
+
+
+def _named_by_file(annotations: Annotations, folder: Path, notes: tuple[str, ...]) -> Annotations:
+    """The same with each file's path below `folder` for its id: two ways to write a name are one video, not a tie."""
+    names = {video_id: path.relative_to(folder).as_posix() for video_id, path in annotations.video_paths.items()}
+    captions = [replace(caption, video_id=names[caption.video_id]) for caption in annotations.captions]
+    return Annotations(captions, {names[video_id]: path for video_id, path in annotations.video_paths.items()}, notes)
 
 
 def _read_rows(path: Path, flag: str) -> list[tuple[int, dict]]:

@@ -2,6 +2,7 @@
 
 import pickle
 from pathlib import Path
+from reprlib import repr as shorten  # and safe for what nests too deeply to be written out
 
 from dataloaders.annotation_files import read_ids, texts_of_split
 from dataloaders.annotations import Annotations, Caption, locate_captions, require_path
@@ -37,8 +38,7 @@ def read_captions(path: Path) -> dict[str, list[str]]:
     for video_id, captions in content.items():
         if not (isinstance(video_id, str) and isinstance(captions, list) and all(map(_is_word_list, captions))):
             raise ValueError(
-                f"{place}: a video id (str) needs a list of lists of words; {repr(video_id)[:100]} has "
-                f"{repr(captions)[:200]}"
+                f"{place}: a video id (str) needs a list of lists of words; {shorten(video_id)} has {shorten(captions)}"
             )
         texts[video_id] = [" ".join(words) for words in captions]
     return texts

@@ -23,8 +23,9 @@ def read_subset(read_split: ReadSplit, args, subset: str) -> Annotations:
     Raises whatever the reader raises, and ValueError where `--holdout` leaves nothing to train on.
     """
     if subset == "bank":
-        captions_only = argparse.Namespace(**{**vars(args), "features_path": CaptionsOnly})
-        captions = read_subset(read_split, captions_only, "train").captions
+        if not getattr(args, "holdout", 0):  # which needs to know what videos share a file
+            args = argparse.Namespace(**{**vars(args), "features_path": CaptionsOnly})
+        captions = read_subset(read_split, args, "train").captions
         keys = {f"{caption.video_id}\n{caption.text}": caption for caption in captions}
         chosen = seeded_choice(keys, args.qb_norm_size, args.seed)
         return Annotations([keys[key] for key in chosen], {})
@@ -41,14 +42,19 @@ def read_subset(read_split: ReadSplit, args, subset: str) -> Annotations:
 def split_holdout(annotations: Annotations, size: int, seed: int) -> tuple[Annotations, Annotations]:
     """Training split without `size` of its videos, and these; each with all its captions in their order.
 
+    Ids that share a file are one video, so that none is on both sides.
     Raises ValueError for a size below 2 or one that leaves no video.
     """
     video_ids = {caption.video_id for caption in annotations.captions}
-    if not 2 <= size < len(video_ids):
+    ids_of_file: dict = {}
+    for video_id in sorted(video_ids):
+        ids_of_file.setdefault(annotations.video_paths.get(video_id, video_id), []).append(video_id)
+    videos = {names[0]: names for names in ids_of_file.values()}
+    if not 2 <= size < len(videos):
         raise ValueError(
-            f"--holdout {size} must be at least 2 and leave some of the {len(video_ids)} training videos to train on"
+            f"--holdout {size} must be at least 2 and leave some of the {len(videos)} training videos to train on"
         )
-    held_out = set(seeded_choice(video_ids, size, seed))
+    held_out = {video_id for name in seeded_choice(videos, size, seed) for video_id in videos[name]}
     return _part(annotations, video_ids - held_out), _part(annotations, held_out)
 
 
@@ -61,4 +67,5 @@ def _part(annotations: Annotations, video_ids: set[str]) -> Annotations:
     return Annotations(
         [caption for caption in annotations.captions if caption.video_id in video_ids],
         {video_id: path for video_id, path in annotations.video_paths.items() if video_id in video_ids},
+        annotations.notes,
     )

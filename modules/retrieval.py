@@ -1,4 +1,4 @@
-"""Evaluation: encode every text and every video of a split once, then score all pairs in blocks of texts.
+"""Evaluation: encode every text and every video of a split once, then score all pairs in blocks.
 
 Texts and videos are sharded over the ranks in contiguous runs; each rank scores its own texts against all videos.
 """
@@ -63,10 +63,19 @@ def concatenate(parts: list[torch.Tensor], row_shape: tuple[int, ...], dtype, de
 def score_in_blocks(model: CLIP4Clip, texts: Features, videos: Features) -> torch.Tensor:
     """Similarity (A,B) of every text with every video, in float32 on the CPU."""
     similarity = torch.empty(texts.vectors.shape[0], videos.vectors.shape[0])
-    rows = max(1, FLOATS_PER_BLOCK // (max(1, videos.vectors.shape[0]) * model.floats_per_pair))
-    for start in range(0, similarity.shape[0], rows):
-        block = slice(start, start + rows)
-        similarity[block] = model.score(texts.vectors[block], videos.vectors, texts.mask[block], videos.mask).cpu()
+    pairs = max(1, FLOATS_PER_BLOCK // model.floats_per_pair)
+    columns = min(pairs, max(1, videos.vectors.shape[0]))
+    rows = pairs // columns
+    for first_text in range(0, similarity.shape[0], rows):
+        some_texts = slice(first_text, first_text + rows)
+        for first_video in range(0, similarity.shape[1], columns):
+            some_videos = slice(first_video, first_video + columns)
+            similarity[some_texts, some_videos] = model.score(
+                texts.vectors[some_texts],
+                videos.vectors[some_videos],
+                texts.mask[some_texts],
+                videos.mask[some_videos],
+            ).cpu()
     return similarity
 
 

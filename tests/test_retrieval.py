@@ -17,7 +17,7 @@ def batches(*tensors: torch.Tensor, size: int) -> list[tuple[torch.Tensor, ...]]
 
 @pytest.mark.parametrize(("head", "agg_module"), HEADS)
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
-@pytest.mark.parametrize("texts_per_block", [0.5, 1, 3, 100])
+@pytest.mark.parametrize("texts_per_block", [0.01, 0.5, 1, 3, 100])
 def test_blocks_and_batches_change_nothing(monkeypatch, head, agg_module, batch_size, texts_per_block):
     model = tiny_model(head, agg_module).eval()
     monkeypatch.setattr(retrieval, "FLOATS_PER_BLOCK", int(texts_per_block * 5 * model.floats_per_pair))

@@ -85,3 +85,20 @@ def test_equal_captions_of_a_video_are_one_query_of_the_bank(args):
 
 def test_a_reader_without_the_flag_has_no_holdout():
     assert read_subset(lambda *_: annotations(), Namespace(), "train").captions == CAPTIONS
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_ids_that_share_a_file_are_held_out_together(seed):
+    """DiDeMo's lists name some videos under two extensions; compressed, both are one file."""
+    files = {"a.avi": "a", "a.mov": "a", "b": "b", "c": "c", "d": "d"}
+    annotations = Annotations(
+        [Caption(video_id, "text") for video_id in files],
+        {name: Path(file) for name, file in files.items()},
+        ("a note",),
+    )
+    parts = split_holdout(annotations, 2, seed)
+    used = [{files[caption.video_id] for caption in part.captions} for part in parts]
+    assert used[0].isdisjoint(used[1]) and len(used[1]) == 2
+    assert [part.notes for part in parts] == [("a note",)] * 2
+    with pytest.raises(ValueError, match="--holdout 4 .* 4 training videos"):
+        split_holdout(annotations, 4, seed)
