@@ -5,18 +5,22 @@ Both are replaced by the next evaluation of the run; the list `history` in `metr
 
 import csv
 import hashlib
+import io
 import json
+import math
 import os
 import re
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 import torch
 
 import metrics
+import post_processing
 
 METRICS_FILE = "metrics.json"
 RANKS_FILE = "ranks.csv"
@@ -30,6 +34,8 @@ FLAGS_THAT_DECIDE_NO_NUMBER = (
     "rank", "text_num_hidden_layers", "visual_num_hidden_layers", "unread_flags",
 )  # fmt: skip
 DATA_FLAGS = ("train_csv", "val_csv", "data_path", "features_path")
+DIRECTIONS = ("text_to_video", "video_to_text")
+NUMBERS = (*(f"R{depth}" for depth in metrics.RECALL_DEPTHS), "MdR", "MnR")
 TOP_COUNT = 5
 
 
@@ -98,17 +104,27 @@ class RunRecord:
             "seed": args.seed,
             "processes": processes,
             "configuration_sha256": configuration_hash(args, processes),
-            "configuration_sha256_without_seed": configuration_hash(args, processes, without=("seed",)),
+            # each seed has a checkpoint of its own, which an evaluation alone is given
+            "configuration_sha256_without_seed": configuration_hash(
+                args, processes, without=("seed",) if args.do_train else ("seed", "init_model")
+            ),
             "code_version": code_version(),
             "torch_version": torch.__version__,
             "holdout": None,
         }
+        self.listing = None
         if holdout is not None:
             video_ids = sorted({caption.video_id for caption in holdout.captions})
-            listing = "".join(f"{video_id}\n" for video_id in video_ids)
-            write_whole(self.folder / HOLDOUT_FILE, listing)
-            digest = hashlib.sha256(listing.encode()).hexdigest()
-            self.common["holdout"] = {"videos": len(video_ids), "captions": len(holdout.captions), "sha256": digest}
+            self.listing = "".join(f"{video_id}\n" for video_id in video_ids)
+            self.common["holdout"] = {"captions": len(holdout.captions), **about_listing(self.listing)}
+        if args.do_train and not args.resume_model:  # `resume` has to check first
+            (self.folder / HOLDOUT_FILE).unlink(missing_ok=True)
+            self.list_holdout()
+
+    def list_holdout(self) -> None:
+        """Write the ids of the held-out videos, if any."""
+        if self.listing is not None:
+            write_whole(self.folder / HOLDOUT_FILE, self.listing)
 
     def add(
         self, raw: list[Ranking], processed: list[Ranking], post_process: dict | None,
@@ -121,12 +137,20 @@ class RunRecord:
         self.history.append(entry)
         protocol = {"captions_per_video": "several" if several else "one", "epoch_picked_on": self.picked_on}
         post_processed = None
+        stale = set(post_processing.ASSUMPTIONS)  # what an earlier run left does not belong to these numbers
         if post_process is not None:
             post_processed = {**post_process, **summaries(processed)}
             write_ranks(self.folder / f"ranks_{post_process['method']}.csv", processed)
+            stale.remove(post_process["method"])
+        for method in stale:
+            (self.folder / f"ranks_{method}.csv").unlink(missing_ok=True)
+        picked = None
+        if self.picked_on is not None:
+            best = self.best()
+            picked = {"epoch": best["epoch"], "checkpoint": best["checkpoint"], "R1": best["text_to_video"]["R1"]}
         write_ranks(self.folder / RANKS_FILE, raw)
         content = {
-            **entry, "post_processed": post_processed, "protocol": protocol, **self.common,
+            **entry, "post_processed": post_processed, "protocol": protocol, "best": picked, **self.common,
             "seconds": round(seconds, 3), "history": self.history,
         }  # fmt: skip
         write_whole(
@@ -142,20 +166,34 @@ class RunRecord:
     def resume(self, resume_model: str | Path, first_epoch: int) -> None:
         """Take over the epochs before `first_epoch` from the run that is resumed, where it left its `metrics.json`.
 
-        Raises ValueError where that run held out other videos: it has trained on those of this one.
+        Raises ValueError where that run held out other videos: it has trained on those of this one. One that ended
+        before its first evaluation has `holdout.txt` alone; CLIP4Clip's have neither and are taken as they are.
         """
         folder = Path(resume_model).parent
-        if not (folder / METRICS_FILE).is_file():
-            return
-        earlier = read_metrics(folder)
-        if earlier["holdout"] != self.common["holdout"]:
+        ours = theirs = self.common["holdout"]
+        history = []
+        if (folder / METRICS_FILE).is_file():
+            earlier = read_metrics(folder)
+            theirs, history = earlier["holdout"], earlier["history"]
+        elif (folder / HOLDOUT_FILE).is_file():
+            theirs = about_listing((folder / HOLDOUT_FILE).read_text(encoding="utf-8"))
+            ours = None if self.listing is None else about_listing(self.listing)
+        if theirs != ours:
             raise ValueError(
-                f"--resume_model {resume_model}: its run held out {earlier['holdout']}, this one "
-                f"{self.common['holdout']}; give the same --holdout, --seed and training split"
+                f"--resume_model {resume_model}: its run held out {theirs}, this one {ours}; give the same --holdout, "
+                "--seed and training split"
             )
         self.history = [
-            entry for entry in earlier["history"] if entry["split"] == self.picked_on and entry["epoch"] < first_epoch
+            entry
+            for entry in history
+            if entry["split"] == self.picked_on and entry["epoch"] is not None and entry["epoch"] < first_epoch
         ]
+        self.list_holdout()
+
+
+def about_listing(listing: str) -> dict:
+    """Number and sha256 of the video ids, one per line."""
+    return {"videos": listing.count("\n"), "sha256": hashlib.sha256(listing.encode()).hexdigest()}
 
 
 def summaries(rankings: list[Ranking]) -> dict[str, dict]:
@@ -166,11 +204,14 @@ def summaries(rankings: list[Ranking]) -> dict[str, dict]:
 def configuration_hash(args, processes: int, without: tuple[str, ...] = ()) -> str:
     """sha256 of the flags that decide the numbers.
 
-    Data files count by their names, so that the data may lie anywhere. A resumed run repeats the uninterrupted one:
-    `--init_model` and `--resume_model` of a resumption do not count. The number of processes does in training.
+    Data files and a file of CLIP weights count by their names, so that they may lie anywhere. A resumed run repeats
+    the uninterrupted one: `--init_model` and `--resume_model` of a resumption do not count. The number of processes
+    does in training.
     """
     flags = {name: value for name, value in vars(args).items() if name not in FLAGS_THAT_DECIDE_NO_NUMBER}
     flags |= {name: Path(flags[name]).name for name in DATA_FLAGS if flags.get(name)}
+    if Path(args.pretrained_clip_name).is_file():
+        flags["pretrained_clip_name"] = Path(args.pretrained_clip_name).name
     if flags.pop("resume_model", None):
         flags["init_model"] = None
     if args.do_train:
@@ -216,13 +257,12 @@ def write_whole(path: Path, text: str) -> None:
 def write_ranks(path: Path, rankings: list[Ranking]) -> None:
     """One row per query of both directions, ranks from 1."""
     top = [f"{kind}{place}" for place in range(1, TOP_COUNT + 1) for kind in ("top", "score")]
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["direction", "query", "true_video", "rank", *top])
-        for ranking in rankings:
-            writer.writerows(ranking.rows())
-    os.replace(temporary, path)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["direction", "query", "true_video", "rank", *top])
+    for ranking in rankings:
+        writer.writerows(ranking.rows())
+    write_whole(path, text.getvalue())
 
 
 def read_metrics(folder: str | Path) -> dict:
@@ -232,9 +272,23 @@ def read_metrics(folder: str | Path) -> dict:
         raise FileNotFoundError(f"{folder} has no {METRICS_FILE}; is it the --output_dir of an evaluation?")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return {**content, "text_to_video": content["text_to_video"], "history": content["history"]}
+        check_content(content)
+        return content
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not what an evaluation writes: {type(error).__name__}: {error}") from error
+
+
+def check_content(content: dict) -> None:
+    """Raises KeyError, TypeError or ValueError where something is not there that a reader of `metrics.json` needs."""
+    for key in DIRECTIONS:
+        low, high = content[key]["intervals_95"]["R1"]
+        if not all(map(math.isfinite, (low, high, *(content[key][name] for name in NUMBERS)))):
+            raise ValueError(f"{key} holds a number that is not finite")
+    itemgetter("split", "epoch", "seed", "configuration_sha256_without_seed", "holdout")(content)
+    if content["protocol"]["epoch_picked_on"] is not None:
+        itemgetter("epoch")(content["best"])
+    for entry in content["history"]:
+        itemgetter("split", "epoch")(entry)
 
 
 def read_ranks(folder: str | Path, direction: str) -> dict[tuple[str, str, int], int]:

@@ -2,7 +2,8 @@
 
 Each RUN is an `--output_dir`; its `metrics.json` holds the run's last evaluation, which after a training without
 `--holdout` is that of the last epoch. Runs that differ in nothing but the seed get a row with mean and standard
-deviation. Exactly two runs are also compared query by query: how surprising is their difference in R@1?
+deviation; an evaluation alone counts as its own `--seed`, so give it that of its checkpoint. Exactly two runs are also
+compared query by query: how surprising is their difference in R@1?
 """
 
 import argparse
@@ -13,9 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from metrics import BOOTSTRAP_RESAMPLES, TEXT_TO_VIDEO, VIDEO_TO_TEXT
-from results import read_metrics, read_ranks
+from results import NUMBERS, read_metrics, read_ranks
 
-NUMBERS = ("R1", "R5", "R10", "R50", "MdR", "MnR")
 DIRECTIONS = {TEXT_TO_VIDEO: "text_to_video", VIDEO_TO_TEXT: "video_to_text"}
 QUERIES_SHOWN = 3
 
@@ -29,24 +29,33 @@ def table(runs: list[Path], results: list[dict], key: str) -> str:
         key: "text_to_video" or "video_to_text".
     """
     lines = [
-        "| run | split | epoch | epoch picked on | seed | R@1 [95 %] | R@5 | R@10 | R@50 | MdR | MnR |",
-        "|---" * 11 + "|",
+        "| run | split | epoch | seed | R@1 [95 %] | R@5 | R@10 | R@50 | MdR | MnR |",
+        "|---" * 10 + "|",
     ]
     for run, result in zip(runs, results, strict=True):
         low, high = result[key]["intervals_95"]["R1"]
         values = [f"{result[key][name]:.1f}" for name in NUMBERS]
         values[0] += f" [{low:.1f}, {high:.1f}]"
-        epoch, picked_on = (
-            "-" if value is None else str(value) for value in (result["epoch"], result["protocol"]["epoch_picked_on"])
-        )
-        lines.append(row([str(run), result["split"], epoch, picked_on, str(result["seed"]), *values]))
+        lines.append(row([str(run), result["split"], epoch_of(result), str(result["seed"]), *values]))
     for group in groups_of_seeds(results):
         values = np.array([[results[index][key][name] for name in NUMBERS] for index in group])
         cells = [f"{m:.1f} ± {d:.1f}" for m, d in zip(values.mean(axis=0), values.std(axis=0, ddof=1), strict=True)]
         seeds = ", ".join(str(results[index]["seed"]) for index in group)
         name = f"mean ± sd of {len(group)} seeds: {', '.join(runs[index].name for index in group)}"
-        lines.append(row([name, results[group[0]]["split"], "", "", seeds, *cells]))
+        lines.append(row([name, results[group[0]]["split"], "", seeds, *cells]))
     return "\n".join(lines)
+
+
+def epoch_of(result: dict) -> str:
+    """Which epoch the numbers are of and what picked it: "epoch 4 (last; test split picks epoch 3)"."""
+    epoch, picked_on = result["epoch"], result["protocol"]["epoch_picked_on"]
+    if epoch is None:
+        return "-"
+    if picked_on is None:
+        return f"epoch {epoch}"
+    if epoch == result["best"]["epoch"]:
+        return f"epoch {epoch}, picked on {picked_on}"
+    return f"epoch {epoch} (last; {picked_on} split picks epoch {result['best']['epoch']})"
 
 
 def row(cells: Iterable[str]) -> str:

@@ -11,7 +11,7 @@
 # CLIP           weights (default: ViT-B/32)
 # DRY_RUN=1      print the command, one argument per line, and run nothing
 # PYTHON         interpreter (default: that of the quickstart's .venv, else python3)
-# FLAGS go to main_task_retrieval.py after those of the recipe, and so win: --epochs 1 --seed 3
+# FLAGS go to main_task_retrieval.py after those of the recipe, and so win: --epochs 1 --seed 3 (but not --output_dir)
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -109,7 +109,11 @@ default_videos() {
 
 # launch FLAGS: the published figures, the run, the published figures beside those of the run
 launch() {
-    local output=${OUTPUT:-ckpts/$NAME} start=()
+    local output=${OUTPUT:-ckpts/$NAME} start=() flag
+    # the closing table reads the log of this folder; argparse takes abbreviations of the flag
+    for flag in "$@"; do
+        case $flag in --o | --ou*) fail "use OUTPUT=FOLDER instead of $flag" ;; esac
+    done
     local nproc=${NPROC:-$("$PYTHON" -c "import torch; print(max(1, torch.cuda.device_count()))")}
     [[ $nproc =~ ^[1-9][0-9]*$ ]] || fail "NPROC=$nproc must be a number of processes"
     [ "$nproc" = 1 ] || start=(-m torch.distributed.run --standalone "--nproc_per_node=$nproc")

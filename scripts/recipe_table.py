@@ -8,7 +8,7 @@ import re
 import sys
 from pathlib import Path
 
-from scripts.result_lines import last_results
+from scripts.result_lines import last_results, last_run
 
 MEASURES = ("R@1", "R@5", "R@10", "MdR", "MnR")
 UNKNOWN = "-"
@@ -40,7 +40,7 @@ def table(published: list[list[str]], log: Path | None = None) -> str:
     ]
     if any(UNKNOWN in row for row in rows):
         lines.append(f"{UNKNOWN}: no figure is noted here; see the source.")
-    if log is not None and (picked := PICKED.findall(log.read_text(encoding="utf-8"))):
+    if log is not None and (picked := PICKED.findall(last_run(log))):
         lines.append(f"this run: {picked[-1]}")
     return "\n".join(lines)
 

@@ -25,7 +25,7 @@ ALLOWED_IMPORTS = {
     "util": set(),
     "metrics": set(),
     "post_processing": set(),
-    "results": {"metrics"},
+    "results": {"metrics", "post_processing"},
     "evaluation": EVERYTHING - {"scripts", "evaluation"},
     "dataloaders": {"dataloaders"},
     "dataloaders.annotation_files": {"dataloaders.annotations"},

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from metrics import BOOTSTRAP_RESAMPLES
-from scripts.compare_runs import main, paired_difference
+from scripts.compare_runs import epoch_of, main, paired_difference
 
 
 def write_run(folder, seed, recall, ranks=(), configuration="c", split="test"):
@@ -16,7 +16,7 @@ def write_run(folder, seed, recall, ranks=(), configuration="c", split="test"):
     content = {
         "text_to_video": direction, "video_to_text": {**direction, "R5": 60.0}, "split": split, "epoch": 4,
         "seed": seed, "configuration_sha256_without_seed": configuration, "history": [],
-        "protocol": {"epoch_picked_on": "test"},
+        "protocol": {"epoch_picked_on": "test"}, "best": {"epoch": 3}, "holdout": None,
     }  # fmt: skip
     (folder / "metrics.json").write_text(json.dumps(content))
     rows = [f"{way},q{i},v{i},{rank}" for way in ("text-to-video", "video-to-text") for i, rank in enumerate(ranks)]
@@ -35,14 +35,31 @@ def test_seeds_are_averaged_and_other_configurations_are_not(tmp_path, capsys):
     runs.append(write_run(tmp_path / "held", 4, 99.0, split="holdout"))
     main(runs)
     printed = capsys.readouterr().out
-    assert f"| {runs[0]} | test | 4 | test | 1 | 40.0 [37.0, 43.0] | 70.0 | 80.0 | 90.0 | 2.0 | 15.5 |" in printed
+    numbers = "40.0 [37.0, 43.0] | 70.0 | 80.0 | 90.0 | 2.0 | 15.5 |"
+    assert f"| {runs[0]} | test | epoch 4 (last; test split picks epoch 3) | 1 | {numbers}" in printed
     # mean of 40, 42, 47 is 43; deviations -3, -1, 4: variance 26 / 2 = 13
     means = "43.0 ± 3.6 | 70.0 ± 0.0 | 80.0 ± 0.0 | 90.0 ± 0.0 | 2.0 ± 0.0 | 15.5 ± 0.0 |"
-    assert f"| mean ± sd of 3 seeds: s1, s2, s3 | test |  |  | 1, 2, 3 | {means}" in printed
+    assert f"| mean ± sd of 3 seeds: s1, s2, s3 | test |  | 1, 2, 3 | {means}" in printed
     assert printed.count("mean ± sd") == 2  # one row in each direction
     assert printed.count("60.0 ± 0.0") == 1
     assert "p =" not in printed
-    assert {line.count("|") for line in printed.splitlines() if line.startswith("|")} == {12}
+    assert {line.count("|") for line in printed.splitlines() if line.startswith("|")} == {11}
+
+
+@pytest.mark.parametrize(
+    ("epoch", "picked_on", "best", "text"),
+    [
+        (4, "test", 3, "epoch 4 (last; test split picks epoch 3)"),
+        (3, "test", 3, "epoch 3, picked on test"),
+        (2, "holdout", 2, "epoch 2, picked on holdout"),
+        (4, "holdout", 2, "epoch 4 (last; holdout split picks epoch 2)"),  # a run that ended before its test split
+        (4, None, None, "epoch 4"),
+        (None, None, None, "-"),
+    ],
+)
+def test_what_picked_the_epoch(epoch, picked_on, best, text):
+    result = {"epoch": epoch, "protocol": {"epoch_picked_on": picked_on}, "best": {"epoch": best}}
+    assert epoch_of({**result, "best": None} if best is None else result) == text
 
 
 def test_one_of_two_queries_gained():

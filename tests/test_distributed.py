@@ -18,7 +18,9 @@ def run_ranks(folder, case_name: str, processes: int) -> list[dict]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("case_name", "processes"), [("wti_seqTransf", 2), ("meanP_3d", 2), ("wti", 3)])
+@pytest.mark.parametrize(
+    ("case_name", "processes"), [("wti_seqTransf", 2), ("wti_seqTransf_cdcr3", 2), ("meanP_3d", 2), ("wti", 3)]
+)
 def test_loss_and_gradient_scale(tmp_path, golden_parity, case_name, processes):
     case = load_case(golden_parity, case_name)
     ranks = run_ranks(tmp_path, case_name, processes)

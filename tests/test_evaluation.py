@@ -10,9 +10,9 @@ import torch
 
 import util
 from dataloaders.annotations import Annotations, Caption
-from dataloaders.data_dataloaders import evaluation_loaders
+from dataloaders.data_dataloaders import DATALOADER_DICT, evaluation_loaders
 from dataloaders.retrieval_dataset import RetrievalDataset
-from evaluation import Gallery, eval_epoch, post_process
+from evaluation import Evaluator, Gallery, eval_epoch, post_process
 from main_task_retrieval import get_args
 from post_processing import dual_softmax, querybank_normalize
 from results import RunRecord, read_ranks
@@ -189,8 +189,21 @@ def test_the_scale_of_a_pooled_head_changes_no_processed_score(tmp_path, method)
     assert scores[0] == pytest.approx(scores[1], rel=1e-4, abs=1e-5)
 
 
-def test_other_ranks_write_nothing(tmp_path):
-    model = tiny_model("meanP")
-    process = util.Process(torch.device("cpu"), rank=1, world_size=2)
-    assert eval_epoch(flags(tmp_path / "out"), model, loader_of(CAPTIONS, model), process) is None
-    assert not (tmp_path / "out").exists()
+@pytest.mark.parametrize("is_main", [True, False])
+def test_other_ranks_write_nothing(tmp_path, monkeypatch, is_main):
+    """All of a training's evaluations; the process has the whole split either way, so that only its rank decides."""
+    model, folder = tiny_model("meanP"), tmp_path / "out"
+    folder.mkdir()
+    monkeypatch.setattr(util.Process, "is_main", is_main)
+    loader = loader_of(CAPTIONS, model)
+    monkeypatch.setitem(DATALOADER_DICT, "msrvtt", {"test": lambda *_, **__: (loader, len(CAPTIONS)), "val": None})
+    monkeypatch.setattr("evaluation.load_checkpoint", lambda *_: None)
+    args = get_args(["--do_train", "--output_dir", str(folder), "--holdout", "5"])
+    evaluator = Evaluator(args, model, None, PROCESS)
+    evaluator.after_epoch(0, folder / "pytorch_model.bin.0")
+    evaluator.finish()
+    written = {"holdout.txt", "metrics.json", "ranks.csv"} if is_main else set()
+    assert {path.name for path in folder.iterdir()} == written
+    score = eval_epoch(args, model, loader, PROCESS, RunRecord(flags(folder)))
+    assert (score is not None) == is_main
+    assert {path.name for path in folder.iterdir()} == written

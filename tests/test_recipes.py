@@ -213,6 +213,14 @@ def test_evaluation_needs_the_checkpoint_and_its_head(absent):
     assert finished.stderr.startswith(f"eval_msvd.sh: set {absent}")
 
 
+@pytest.mark.parametrize("flags", [["--output_dir", "x"], ["--output_dir=x"], ["--epochs", "1", "--out", "x"]])
+def test_the_output_folder_is_a_setting(flags):
+    """With the flag, the closing table would read the log of another run."""
+    finished = run_script("clip4clip_msrvtt_meanP", *flags, DATA_PATH="/data", DRY_RUN=1, NPROC=1)
+    assert (finished.returncode, finished.stdout) == (2, "")
+    assert "clip4clip_msrvtt_meanP.sh: use OUTPUT=FOLDER instead of --out" in finished.stderr
+
+
 @pytest.mark.parametrize("processes", ["0", "two", "-1"])
 def test_bad_number_of_processes(processes):
     finished = run_script("clip4clip_msrvtt_meanP", DATA_PATH="/data", DRY_RUN=1, NPROC=processes)
@@ -245,6 +253,19 @@ def test_table_keeps_published_and_this_run_apart(tmp_path):
     assert len({len(line) for line in (header, theirs, ours)}) == 1
     assert note.startswith("-: no figure")
     assert picked.startswith("this run: The best model is: out/pytorch_model.bin.0")
+
+
+def test_table_reads_the_last_run_of_a_log(tmp_path):
+    """A log is appended to: an evaluation after a training picks nothing, a failed run has no result."""
+    log = tmp_path / "log.txt"
+    start = "01/01/2026 00:00:20 - INFO -   Effective parameters:\n"
+    evaluation = "".join(LOG.replace("R@1: 1.0", "R@1: 1.5").splitlines(keepends=True)[:2])
+    log.write_text(start + LOG + start + evaluation)
+    assert [results[0] for results in last_results(log)] == ["1.5", "6.0"]
+    assert "model is" not in table([["WTI", "DRL's README", "", ""]], log)
+    log.write_text(start + LOG + start)
+    with pytest.raises(ValueError, match="log.txt holds no result"):
+        last_results(log)
 
 
 def test_table_before_the_run_has_no_row_of_ours(capsys):

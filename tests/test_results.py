@@ -23,6 +23,9 @@ TEXT_TO_VIDEO = Ranking.of(
 VIDEO_TO_TEXT = Ranking.of("video-to-text", np.array([[0.5, 0.75], [0.25, 1.0]]), [0, 1], ["v7", "v8"], ["v7", "v8"])
 
 
+RESUMING = ("--init_model", "m", "--resume_model", "o")
+
+
 def flags(output_dir, *more: str) -> Namespace:
     return get_args(["--do_train", "--output_dir", str(output_dir), *more])
 
@@ -54,7 +57,7 @@ def test_files_of_one_evaluation(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "ranks.csv", "ranks_dsl.csv"]
     content = json.loads((tmp_path / "metrics.json").read_text())
     assert list(content) == [
-        "split", "epoch", "checkpoint", "text_to_video", "video_to_text", "post_processed", "protocol", "seed",
+        "split", "epoch", "checkpoint", "text_to_video", "video_to_text", "post_processed", "protocol", "best", "seed",
         "processes", "configuration_sha256", "configuration_sha256_without_seed", "code_version", "torch_version",
         "holdout", "seconds", "history",
     ]  # fmt: skip
@@ -64,6 +67,7 @@ def test_files_of_one_evaluation(tmp_path):
     assert content["text_to_video"]["R1"] == pytest.approx(200 / 3)
     assert (content["text_to_video"]["queries"], content["text_to_video"]["gallery"]) == (3, 2)
     assert content["video_to_text"]["R1"] == 50.0
+    assert content["best"] == {"epoch": 4, "checkpoint": "x/m.bin.4", "R1": content["text_to_video"]["R1"]}
     assert content["post_processed"]["assumes"] == "much" and "video_to_text" not in content["post_processed"]
     assert len(content["history"]) == 1
     with (tmp_path / "ranks.csv").open(newline="") as file:
@@ -89,7 +93,8 @@ def test_the_last_evaluation_overwrites_and_the_history_grows(tmp_path):
     content = read_metrics(tmp_path)
     assert content["text_to_video"]["R1"] == 0.0
     assert [entry["text_to_video"]["R1"] for entry in content["history"]] == [50.0, 100.0, 100.0, 0.0]
-    assert record.best()["checkpoint"] == "m.bin.2"  # the later of equal ones
+    assert content["epoch"] == 3
+    assert content["best"] == {"epoch": 2, "checkpoint": "m.bin.2", "R1": 100.0}  # the later of equal ones
 
 
 def test_nothing_but_the_picking_split_picks(tmp_path):
@@ -106,12 +111,15 @@ def test_nothing_but_the_picking_split_picks(tmp_path):
         "videos": 2, "captions": 3, "sha256": "105b2c8d7bdd46426f2067ec234b1208c89b21bd3a1bd1c1d4c780264ab019b5",
     }  # fmt: skip
     assert content["protocol"]["epoch_picked_on"] == "holdout"
+    assert content["best"] == {"epoch": 0, "checkpoint": "m.bin.0", "R1": 50.0}
 
 
 def test_an_evaluation_alone_picks_nothing(tmp_path):
     record = RunRecord(get_args(["--do_eval", "--output_dir", str(tmp_path)]))
     add(record, epoch=None)
-    assert read_metrics(tmp_path)["protocol"] == {"captions_per_video": "one", "epoch_picked_on": None}
+    content = read_metrics(tmp_path)
+    assert content["protocol"] == {"captions_per_video": "one", "epoch_picked_on": None}
+    assert content["best"] is None
 
 
 def test_a_resumed_run_keeps_the_epochs_before(tmp_path):
@@ -129,6 +137,53 @@ def test_a_resumed_run_keeps_the_epochs_before(tmp_path):
         RunRecord(flags(tmp_path, "--holdout", "2"), holdout=holdout).resume(tmp_path / "pytorch_opt.bin.1", 2)
 
 
+def test_an_evaluation_in_the_resumed_folder_is_no_epoch(tmp_path):
+    add(RunRecord(get_args(["--do_eval", "--output_dir", str(tmp_path)])), epoch=None)
+    resumed = RunRecord(flags(tmp_path))
+    resumed.resume(tmp_path / "pytorch_opt.bin.1", 2)
+    assert resumed.history == []
+
+
+def test_a_refused_resume_leaves_the_list_of_the_held_out(tmp_path):
+    """Also where the run has ended before its first evaluation, with `holdout.txt` alone."""
+    given = flags(tmp_path, "--holdout", "2")
+    resuming = flags(tmp_path, *RESUMING, "--holdout", "2")
+    same, other = (
+        Annotations([Caption(video_id, "a") for video_id in video_ids], {})
+        for video_ids in (("v1", "v2"), ("v3", "v4"))
+    )
+    first, optimizer = RunRecord(given, holdout=same), tmp_path / "pytorch_opt.bin.0"
+    for evaluated in (False, True):
+        if evaluated:
+            add(first, "holdout")
+        for holdout in (other, None):
+            with pytest.raises(ValueError, match=r"its run held out .*'videos': 2.* give the same --holdout"):
+                RunRecord(resuming, holdout=holdout).resume(optimizer, 1)
+            assert (tmp_path / "holdout.txt").read_text() == "v1\nv2\n"
+        resumed = RunRecord(flags(tmp_path / "on", *RESUMING, "--holdout", "2"), holdout=same)
+        (tmp_path / "on").mkdir(exist_ok=True)
+        resumed.resume(optimizer, 1)
+        assert (tmp_path / "on" / "holdout.txt").read_text() == "v1\nv2\n"
+        assert len(resumed.history) == evaluated
+
+
+def test_files_of_an_earlier_run_do_not_stay(tmp_path):
+    stale = ("ranks_dsl.csv", "ranks_qb_norm.csv", "holdout.txt")
+    kept = ("ranks_mine.csv", "my_holdout.txt")
+    evaluation = ["--do_eval", "--output_dir", str(tmp_path)]
+    for args, post_process, left in (
+        (get_args(evaluation), None, {"holdout.txt"}),
+        (flags(tmp_path, *RESUMING), {"method": "dsl"}, {"holdout.txt", "ranks_dsl.csv"}),
+        (flags(tmp_path), {"method": "qb_norm"}, {"ranks_qb_norm.csv"}),
+    ):
+        for name in (*stale, *kept):
+            (tmp_path / name).write_text("of an earlier run")
+        add(RunRecord(args), post_process=post_process)
+        assert {path.name for path in tmp_path.iterdir()} == {"metrics.json", "ranks.csv", *kept, *left}
+        for name in left - {"holdout.txt"}:
+            assert "earlier" not in (tmp_path / name).read_text()
+
+
 def test_what_the_hash_counts(tmp_path):
     def hash_of(*more, processes=1, without=()):
         return configuration_hash(flags("runs/a", *more), processes, without)
@@ -142,6 +197,29 @@ def test_what_the_hash_counts(tmp_path):
     assert hash_of("--init_model", "m", "--resume_model", "o") == hash_of()
     assert hash_of("--seed", "1", without=("seed",)) == hash_of("--seed", "2", without=("seed",)) != hash_of()
     assert hash_of("--lr", "1", without=("seed",)) != hash_of(without=("seed",))
+
+
+def test_evaluations_of_the_checkpoints_of_several_seeds_are_a_group(tmp_path):
+    def hashes(seed, *mode):
+        args = get_args([*mode, "--output_dir", str(tmp_path), "--seed", seed, "--init_model", f"seed{seed}.bin"])
+        common = RunRecord(args).common
+        return common["configuration_sha256"], common["configuration_sha256_without_seed"]
+
+    (first, first_group), (second, second_group) = hashes("1", "--do_eval"), hashes("2", "--do_eval")
+    assert first != second and first_group == second_group
+    assert hashes("1", "--do_train")[1] != hashes("2", "--do_train")[1]  # two starts of training are no seeds
+
+
+def test_a_file_of_clip_weights_counts_by_its_name(tmp_path):
+    def hash_of(name):
+        return configuration_hash(Namespace(do_train=False, pretrained_clip_name=str(name)), 1)
+
+    files = [tmp_path / "a" / "clip.pt", tmp_path / "b" / "clip.pt", tmp_path / "b" / "other.pt"]
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    assert hash_of(files[0]) == hash_of(files[1]) != hash_of(files[2])
+    assert hash_of("ViT-B/32") != hash_of("32")  # no file of this name is here
 
 
 def test_every_flag_left_out_of_the_hash_exists():
@@ -205,3 +283,23 @@ def test_a_file_that_is_no_result_is_named(tmp_path, content):
     (tmp_path / "ranks.csv").write_text("direction,query,true_video,rank\ntext-to-video,a,b,first\n")
     with pytest.raises(ValueError, match=r"ranks\.csv is not what"):
         read_ranks(tmp_path, "text-to-video")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("text_to_video", "R50"), ("video_to_text", "MnR"), ("video_to_text", "intervals_95", "R1"), ("video_to_text",),
+        ("protocol", "epoch_picked_on"), ("best", "epoch"), ("configuration_sha256_without_seed",), ("split",),
+    ],
+)  # fmt: skip
+def test_a_result_that_lacks_what_is_read_is_named(tmp_path, path):
+    add(RunRecord(flags(tmp_path)))
+    content = read_metrics(tmp_path)
+    *above, last = path
+    part = content
+    for key in above:
+        part = part[key]
+    del part[last]
+    (tmp_path / "metrics.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"metrics\.json is not what .*KeyError"):
+        read_metrics(tmp_path)
