@@ -37,6 +37,7 @@ from modules.modeling import (
     TIGHT_HEADERS,
     CLIP4Clip,
     CLIP4ClipConfig,
+    check_cross_model,
 )
 from modules.module_clip import LINEAR_PATCHES
 from modules.optimization import BertAdam, prepare_optimizer_groups
@@ -269,8 +270,7 @@ def check_args(args: argparse.Namespace) -> None:
         raise ValueError(f"--freeze_layer_num {args.freeze_layer_num} must be -1 (freeze nothing) or more")
     if args.resume_model and not args.init_model:
         raise ValueError("--resume_model holds the optimizer only; give the weights of the same epoch by --init_model")
-    if Path(args.cross_model).name not in CROSS_MODELS:
-        raise ValueError(f"--cross_model {args.cross_model!r} is unknown; choose from {', '.join(CROSS_MODELS)}")
+    check_cross_model(args.cross_model)
     processes = util.launched_world_size()
     if args.do_train and args.batch_size % (processes * args.gradient_accumulation_steps):
         raise ValueError(
@@ -374,7 +374,8 @@ def init_model(args: argparse.Namespace, process: util.Process, vocabulary: int)
 
 def train(args, model: CLIP4Clip, train_loader, sampler, evaluator: Evaluator, process: util.Process) -> None:
     """All epochs: train, save, evaluate."""
-    steps = math.ceil(len(train_loader) / args.gradient_accumulation_steps) * args.epochs
+    steps_per_epoch = math.ceil(len(train_loader) / args.gradient_accumulation_steps)
+    steps = steps_per_epoch * args.epochs
     optimizer = BertAdam(
         prepare_optimizer_groups(model.named_parameters(), args.lr, args.coef_lr),
         lr=args.lr, warmup=args.warmup_proportion, schedule="warmup_cosine", t_total=steps,
@@ -396,7 +397,7 @@ def train(args, model: CLIP4Clip, train_loader, sampler, evaluator: Evaluator, p
             find_unused_parameters=args.sim_header == "tightTransf",  # logit_scale takes no part there
         )
 
-    global_step = first_epoch * math.ceil(len(train_loader) / args.gradient_accumulation_steps)
+    global_step = first_epoch * steps_per_epoch
     for epoch in range(first_epoch, args.epochs):
         sampler.set_epoch(epoch)
         loss, global_step = train_epoch(epoch, args, step_model, train_loader, process, optimizer, global_step)

@@ -34,7 +34,7 @@ FLAGS_THAT_DECIDE_NO_NUMBER = (
     "rank", "text_num_hidden_layers", "visual_num_hidden_layers", "unread_flags",
 )  # fmt: skip
 DATA_FLAGS = ("train_csv", "val_csv", "data_path", "features_path")
-DIRECTIONS = ("text_to_video", "video_to_text")
+DIRECTIONS = {metrics.TEXT_TO_VIDEO: "text_to_video", metrics.VIDEO_TO_TEXT: "video_to_text"}  # keys of metrics.json
 NUMBERS = (*(f"R{depth}" for depth in metrics.RECALL_DEPTHS), "MdR", "MnR")
 TOP_COUNT = 5
 
@@ -198,7 +198,7 @@ def about_listing(listing: str) -> dict:
 
 def summaries(rankings: list[Ranking]) -> dict[str, dict]:
     """Summaries under "text_to_video" and "video_to_text"."""
-    return {ranking.direction.replace("-", "_"): ranking.summary() for ranking in rankings}
+    return {DIRECTIONS[ranking.direction]: ranking.summary() for ranking in rankings}
 
 
 def configuration_hash(args, processes: int, without: tuple[str, ...] = ()) -> str:
@@ -280,7 +280,7 @@ def read_metrics(folder: str | Path) -> dict:
 
 def check_content(content: dict) -> None:
     """Raises KeyError, TypeError or ValueError where something is not there that a reader of `metrics.json` needs."""
-    for key in DIRECTIONS:
+    for key in DIRECTIONS.values():
         low, high = content[key]["intervals_95"]["R1"]
         if not all(map(math.isfinite, (low, high, *(content[key][name] for name in NUMBERS)))):
             raise ValueError(f"{key} holds a number that is not finite")

@@ -169,8 +169,7 @@ def read_clip_weights(source: ClipSource, cache_dir: str | None = None) -> dict[
     with local_main_process_first():
         path = locate_clip(source, cache_dir)
     weights = read_state_dict(path)
-    if any(key.startswith("clip.") for key in weights):  # a checkpoint of this model: its CLIP
-        weights = {key.removeprefix("clip."): value for key, value in weights.items() if key.startswith("clip.")}
+    weights = clip_part(weights) or weights  # of a checkpoint of this model, its CLIP
     # open_clip's models with a text class of its own keep the text tower below `text.`
     weights = {key.removeprefix("text."): value for key, value in weights.items()}
     # sizes that OpenAI stores beside the weights, and the causal mask, which is no weight
@@ -178,6 +177,11 @@ def read_clip_weights(source: ClipSource, cache_dir: str | None = None) -> dict[
         weights.pop(key, None)
     logger.info("CLIP weights: %s from %s (%s)", source.name, path, source.activation)
     return {key: value.float() for key, value in weights.items()}
+
+
+def clip_part(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights below `clip.` in a checkpoint of this model, under CLIP's own names; empty where there are none."""
+    return {key.removeprefix("clip."): value for key, value in weights.items() if key.startswith("clip.")}
 
 
 def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:

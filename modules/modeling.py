@@ -24,6 +24,7 @@ from modules.initialization import (
     OPENAI_MEAN,
     OPENAI_STD,
     WeightReport,
+    clip_part,
     describe_clip,
     load_weights,
     read_clip_weights,
@@ -168,18 +169,18 @@ class CLIP4Clip(nn.Module):
         names no file here, since all sizes come from the weights.
         Raises ValueError for an unknown name, a shape that differs or a missing weight, FileNotFoundError for a file.
         """
-        if Path(cross_model_name).name not in CROSS_MODELS:
-            raise ValueError(f"--cross_model {cross_model_name!r} is unknown; choose from {', '.join(CROSS_MODELS)}")
+        check_cross_model(cross_model_name)
         config = CLIP4ClipConfig.from_namespace(task_config)
         source = describe_clip(config.pretrained_clip_name)
         if source.context_length is not None:  # of a file it is known only when that is read
             config.check_lengths(source.context_length)
         weights = without_module_prefix(state_dict or {})
-        if not any(key.startswith("clip.") for key in weights):
+        clip_weights = clip_part(weights)
+        if not clip_weights:
             clip_weights = read_clip_weights(source, cache_dir)
             weights.update({"clip." + key: value for key, value in clip_weights.items()})
         clip = CLIP.from_state_dict(
-            {key.removeprefix("clip."): value for key, value in weights.items() if key.startswith("clip.")},
+            clip_weights,
             linear_patch=config.linear_patch,
             activation=source.activation,
             vision_heads=source.vision_heads,
@@ -235,12 +236,12 @@ class CLIP4Clip(nn.Module):
             input_ids, token_type_ids, attention_mask, video, video_mask
         )
         features = (sequence_output, self.aggregate_frames(visual_output, video_mask), attention_mask, video_mask)
-        if self.config.sim_header == "xti":
+        if self.config.sim_header == "xti" and get_world_size() > 1:
             return self.own_rows_and_columns_loss(*features)
         if self.config.sim_header != "tightTransf":  # that one takes its negatives from this rank alone
             features = tuple(all_gather(feature) for feature in features)
         logits = self.score(*features)
-        loss = (self.loss_fct(logits) + self.loss_fct(logits.T)) / 2
+        loss = self.both_ways_loss(logits, logits.T)
         if self.config.cdcr:
             loss = loss + self.config.cdcr_lambda * self.decorrelation(*features)
         return loss
@@ -251,14 +252,14 @@ class CLIP4Clip(nn.Module):
         Its mean over the ranks, and after DDP the gradient, are those of one process on the whole batch. A rank scores
         2 G^2 / R pairs instead of G^2, which is what makes a cross encoder affordable.
         """
-        if get_world_size() == 1:
-            logits = self.score(sequence_output, frames, attention_mask, video_mask)
-            return (self.loss_fct(logits) + self.loss_fct(logits.T)) / 2
         all_texts, all_frames = all_gather(sequence_output, reduce=True), all_gather(frames, reduce=True)
         own_texts = self.score(sequence_output, all_frames, attention_mask, all_gather(video_mask))
         own_videos = self.score(all_texts, frames, all_gather(attention_mask), video_mask)
-        first = get_rank() * sequence_output.shape[0]
-        return (self.loss_fct(own_texts, first) + self.loss_fct(own_videos.T, first)) / 2
+        return self.both_ways_loss(own_texts, own_videos.T, first_column=get_rank() * sequence_output.shape[0])
+
+    def both_ways_loss(self, text_rows, video_rows, first_column: int = 0) -> torch.Tensor:
+        """Mean loss of texts that choose among videos and videos that choose among texts, rows (N,G) each."""
+        return (self.loss_fct(text_rows, first_column) + self.loss_fct(video_rows, first_column)) / 2
 
     def decorrelation(self, sequence_output, frames, attention_mask, video_mask) -> torch.Tensor:
         """CDCR of the true pairs: of sentence and pooled vectors, or of matched tokens for the token heads."""
@@ -387,6 +388,12 @@ class CLIP4Clip(nn.Module):
         ).flatten(0, 1)
         pair_mask = F.pad(video_mask, (1, 0), value=1).repeat(texts, 1)  # the sentence is always there
         return self.similarity_dense(self.cross(pairs, pair_mask)).view(texts, videos)
+
+
+def check_cross_model(name: str) -> None:
+    """Raise ValueError for another `--cross_model` than CLIP4Clip's, by its name or its path."""
+    if Path(name).name not in CROSS_MODELS:
+        raise ValueError(f"--cross_model {name!r} is unknown; choose from {', '.join(CROSS_MODELS)}")
 
 
 def pooled_vectors(sentences, frames, video_mask) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from metrics import BOOTSTRAP_RESAMPLES, TEXT_TO_VIDEO, VIDEO_TO_TEXT
-from results import NUMBERS, read_metrics, read_ranks
+from metrics import BOOTSTRAP_RESAMPLES
+from results import DIRECTIONS, NUMBERS, read_metrics, read_ranks
 
-DIRECTIONS = {TEXT_TO_VIDEO: "text_to_video", VIDEO_TO_TEXT: "video_to_text"}
 QUERIES_SHOWN = 3
 
 
