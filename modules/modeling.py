@@ -241,7 +241,7 @@ class CLIP4Clip(nn.Module):
         if self.config.sim_header != "tightTransf":  # that one takes its negatives from this rank alone
             features = tuple(all_gather(feature) for feature in features)
         logits = self.score(*features)
-        loss = self.both_ways_loss(logits, logits.T)
+        loss = self.both_ways_loss(logits, logits)
         if self.config.cdcr:
             loss = loss + self.config.cdcr_lambda * self.decorrelation(*features)
         return loss
@@ -255,11 +255,11 @@ class CLIP4Clip(nn.Module):
         all_texts, all_frames = all_gather(sequence_output, reduce=True), all_gather(frames, reduce=True)
         own_texts = self.score(sequence_output, all_frames, attention_mask, all_gather(video_mask))
         own_videos = self.score(all_texts, frames, all_gather(attention_mask), video_mask)
-        return self.both_ways_loss(own_texts, own_videos.T, first_column=get_rank() * sequence_output.shape[0])
+        return self.both_ways_loss(own_texts, own_videos, first_column=get_rank() * sequence_output.shape[0])
 
-    def both_ways_loss(self, text_rows, video_rows, first_column: int = 0) -> torch.Tensor:
-        """Mean loss of texts that choose among videos and videos that choose among texts, rows (N,G) each."""
-        return (self.loss_fct(text_rows, first_column) + self.loss_fct(video_rows, first_column)) / 2
+    def both_ways_loss(self, text_rows, video_columns, first_column: int = 0) -> torch.Tensor:
+        """Mean loss of N texts (N,G) that choose among videos, and N videos (G,N) that choose among texts."""
+        return (self.loss_fct(text_rows, first_column) + self.loss_fct(video_columns.T, first_column)) / 2
 
     def decorrelation(self, sequence_output, frames, attention_mask, video_mask) -> torch.Tensor:
         """CDCR of the true pairs: of sentence and pooled vectors, or of matched tokens for the token heads."""
