@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import results
+from arguments import build_parser, get_args
 from dataloaders.annotations import Annotations, Caption
-from main_task_retrieval import build_parser, get_args
 from results import FLAGS_THAT_DECIDE_NO_NUMBER, Ranking, RunRecord, configuration_hash, read_metrics, read_ranks
 
 TEXT_TO_VIDEO = Ranking.of(
