@@ -6,7 +6,9 @@ import math
 import os
 
 import util
+from dataloaders.bad_videos import BAD_VIDEO_POLICIES, MAX_BAD_SHARE
 from dataloaders.data_dataloaders import DATALOADER_DICT
+from dataloaders.frame_cache import FRAME_FORMATS
 from modules.initialization import describe_clip
 from modules.losses import CDCR_MODES
 from modules.modeling import (
@@ -106,6 +108,19 @@ def add_data_flags(group) -> None:
     group.add_argument(
         "--num_thread_reader", type=int, default=1, help="worker processes per loader; 0: in this process"
     )
+    group.add_argument(
+        "--frame_cache", type=str, default=None,
+        help="folder for decoded frames: each video is decoded once for all captions, epochs, processes and runs",
+    )  # fmt: skip
+    group.add_argument(
+        "--frame_cache_format", type=str, default="exact", choices=FRAME_FORMATS,
+        help="exact: the frames as they are; jpeg: about a tenth of the space, and slightly other pixels",
+    )  # fmt: skip
+    group.add_argument(
+        "--bad_videos", type=str, default="fail", choices=BAD_VIDEO_POLICIES,
+        help="a video that gives no frames stops the run, or is skipped: in training another sample takes its place, "
+        f"in evaluation it counts as a miss; above {MAX_BAD_SHARE:.0%}% of a split the run stops all the same",
+    )  # fmt: skip
     group.add_argument("--batch_size_val", type=int, default=3500, help="texts or videos encoded at once in evaluation")
 
 

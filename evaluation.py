@@ -5,6 +5,7 @@ No score depends on which pairs are true: they enter with `video_index`, after a
 
 import logging
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ import metrics
 import util
 from dataloaders.data_dataloaders import DATALOADER_DICT, evaluation_loaders
 from modules.checkpoint import load_checkpoint
+from modules.distributed import all_gather_objects
 from modules.modeling import CLIP4Clip
 from modules.retrieval import similarity_of_split
 from post_processing import ASSUMPTIONS, dual_softmax, querybank_normalize
@@ -24,21 +26,43 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Gallery:
-    """The names behind a similarity (A,B): texts (A,), videos (B,), and each text's true video (A,)."""
+    """The names behind a similarity: texts (A,), videos (B,), each text's true video (A,), and the readable videos.
+
+    Similarities have a column for each readable video. The others score lowest of all, with every text, so that they
+    are misses as queries and as answers.
+    """
 
     texts: list[str]
     videos: list[str]
     video_index: np.ndarray
+    is_readable: np.ndarray
+
+    @classmethod
+    def of(cls, dataset, bad_items: Iterable[int]) -> "Gallery":
+        """The names of a `RetrievalDataset`; `bad_items` are the numbers of its items without frames."""
+        is_readable = np.ones(len(dataset.video_ids), dtype=bool)
+        is_readable[list(bad_items)] = False
+        texts = [caption.text for caption in dataset.annotations.captions]
+        return cls(texts, dataset.item_names(), dataset.video_index, is_readable)
 
     def text_to_video(self, similarity: np.ndarray) -> Ranking:
         """Every text ranks the videos."""
-        return Ranking.of(metrics.TEXT_TO_VIDEO, similarity, self.video_index, self.texts, self.videos)
+        return Ranking.of(
+            metrics.TEXT_TO_VIDEO, self._all_columns(similarity), self.video_index, self.texts, self.videos
+        )
 
     def video_to_text(self, similarity: np.ndarray) -> Ranking:
         """Every video ranks the videos by the best of their captions."""
-        columns, by_group = metrics.video_queries(similarity, self.video_index)
+        columns, by_group = metrics.video_queries(self._all_columns(similarity), self.video_index)
         names = [self.videos[column] for column in columns]
         return Ranking.of(metrics.VIDEO_TO_TEXT, by_group, np.arange(len(names)), names, names)
+
+    def _all_columns(self, similarity: np.ndarray) -> np.ndarray:
+        if self.is_readable.all():
+            return similarity
+        of_all = np.full((len(similarity), len(self.videos)), -np.inf, dtype=similarity.dtype)
+        of_all[:, self.is_readable] = similarity
+        return of_all
 
 
 class Evaluator:
@@ -79,6 +103,17 @@ class Evaluator:
                 "The best model is: %s, the R1 is: %.4f (epoch picked on %s)",
                 best["checkpoint"], best["text_to_video"]["R1"], picked_on,
             )  # fmt: skip
+
+    def report_bad_videos(self, loader, epoch: int) -> None:
+        """What `loader` met of bad videos in an epoch, on all ranks: logged, counted and listed."""
+        bad_videos = loader.bad_videos
+        bad_videos.merge(all_gather_objects(bad_videos))
+        if self.process.is_main and bad_videos.by_item:
+            logger.warning(
+                "%d videos cannot be read; other samples took the place of %d: %s",
+                len(bad_videos.by_item), bad_videos.samples, bad_videos.listing(),
+            )  # fmt: skip
+            self.record.list_bad_videos(loader.dataset, bad_videos, epoch)
 
     def finish(self) -> None:
         """With `--holdout`: evaluate the picked checkpoint on the test split, once."""
@@ -121,17 +156,24 @@ def eval_epoch(
     similarity = similarity_of_split(
         model, tqdm(texts, desc="texts", disable=hidden), tqdm(videos, desc="videos", disable=hidden), process.device
     ).numpy()
+    bad_videos = videos.bad_videos
+    bad_videos.merge(all_gather_objects(bad_videos))
     if not process.is_main:
         return None
-    dataset = test_loader.dataset
-    names = Gallery(
-        [caption.text for caption in dataset.annotations.captions], dataset.item_names(), dataset.video_index
-    )
+    names = Gallery.of(test_loader.dataset, bad_videos.by_item)
     similarity, bank_similarity = np.split(similarity, [len(names.texts)])
 
     logger.info("sim matrix size: %d, %d", *similarity.shape)
+    if bad_videos.by_item:
+        logger.warning(
+            "%d of %d videos cannot be read, and count as misses: %s",
+            len(bad_videos.by_item), similarity.shape[1], bad_videos.listing(),
+        )  # fmt: skip
+        similarity, bank_similarity = similarity[:, names.is_readable], bank_similarity[:, names.is_readable]
     raw = [names.text_to_video(similarity), names.video_to_text(similarity)]
-    logger.info("\t Length-T: %d, Length-V:%d (%.1f s)", *similarity.shape, time.perf_counter() - started)
+    logger.info(
+        "\t Length-T: %d, Length-V:%d (%.1f s)", len(names.texts), len(names.videos), time.perf_counter() - started
+    )
     for ranking in raw:
         log_ranking(ranking)
     method, processed = None, []
@@ -143,7 +185,10 @@ def eval_epoch(
         for ranking in processed:
             log_ranking(ranking, method["method"])
     if record is not None:
-        record.add(raw, processed, method, split, epoch, checkpoint, time.perf_counter() - started)
+        record.list_bad_videos(test_loader.dataset, bad_videos, epoch)
+        record.add(
+            raw, processed, method, split, epoch, checkpoint, time.perf_counter() - started, len(bad_videos.by_item)
+        )
     return raw[0].summary()["R1"]
 
 

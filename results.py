@@ -25,11 +25,12 @@ import post_processing
 METRICS_FILE = "metrics.json"
 RANKS_FILE = "ranks.csv"
 HOLDOUT_FILE = "holdout.txt"
+BAD_VIDEOS_FILE = "bad_videos.csv"
 REPOSITORY = Path(__file__).parent
 
 FLAGS_THAT_DECIDE_NO_NUMBER = (
-    "output_dir", "cache_dir", "n_display", "num_thread_reader", "batch_size_val", "local_rank", "task_type",
-    "loose_type", "do_eval", "do_pretrain", "do_lower_case", "use_mil", "sampled_use_mil", "fp16", "fp16_opt_level",
+    "output_dir", "cache_dir", "n_display", "num_thread_reader", "frame_cache", "batch_size_val", "local_rank",
+    "task_type", "loose_type", "do_eval", "do_pretrain", "do_lower_case", "use_mil", "sampled_use_mil", "fp16", "fp16_opt_level",
     "lr_decay", "video_dim", "margin", "hard_negative_rate", "negative_weighting", "n_pair", "n_gpu", "world_size",
     "rank", "text_num_hidden_layers", "visual_num_hidden_layers", "unread_flags",
 )  # fmt: skip
@@ -117,22 +118,39 @@ class RunRecord:
             video_ids = sorted({caption.video_id for caption in holdout.captions})
             self.listing = "".join(f"{video_id}\n" for video_id in video_ids)
             self.common["holdout"] = {"captions": len(holdout.captions), **about_listing(self.listing)}
-        if args.do_train and not args.resume_model:  # `resume` has to check first
-            (self.folder / HOLDOUT_FILE).unlink(missing_ok=True)
-            self.list_holdout()
+        self.bad_videos: dict[tuple[str, str], list] = {}
+        if not args.resume_model:  # `resume` has to check first
+            (self.folder / BAD_VIDEOS_FILE).unlink(missing_ok=True)
+            if args.do_train:
+                (self.folder / HOLDOUT_FILE).unlink(missing_ok=True)
+                self.list_holdout()
 
     def list_holdout(self) -> None:
         """Write the ids of the held-out videos, if any."""
         if self.listing is not None:
             write_whole(self.folder / HOLDOUT_FILE, self.listing)
 
+    def list_bad_videos(self, dataset, bad_videos, epoch: int | None) -> None:
+        """Add to `bad_videos.csv` what no earlier pass found: the `BadVideos` of a pass over a `RetrievalDataset`."""
+        known = len(self.bad_videos)
+        for bad in sorted(bad_videos.by_item.values()):
+            row = [bad_videos.split, dataset.video_ids[bad.item], bad.path, bad.reason, "" if epoch is None else epoch]
+            self.bad_videos.setdefault(tuple(row[:2]), row)
+        if len(self.bad_videos) > known:
+            rows = [["split", "video_id", "path", "reason", "epoch"], *self.bad_videos.values()]
+            write_csv(self.folder / BAD_VIDEOS_FILE, rows)
+
     def add(
         self, raw: list[Ranking], processed: list[Ranking], post_process: dict | None,
-        split: str, epoch: int | None, checkpoint, seconds: float,
+        split: str, epoch: int | None, checkpoint, seconds: float, bad_videos: int = 0,
     ) -> None:  # fmt: skip
-        """Write down one evaluation: `raw` in `ranks.csv`, `processed` in `ranks_METHOD.csv`, all in `metrics.json`."""
+        """Write down one evaluation: `raw` in `ranks.csv`, `processed` in `ranks_METHOD.csv`, all in `metrics.json`.
+
+        `bad_videos` of the gallery could not be read and count as misses.
+        """
         several = len(raw[0].queries) > len(set(raw[0].true_videos))
         entry = {"split": split, "epoch": epoch, "checkpoint": None if checkpoint is None else str(checkpoint)}
+        entry["bad_videos"] = bad_videos
         entry |= summaries(raw)
         self.history.append(entry)
         protocol = {"captions_per_video": "several" if several else "one", "epoch_picked_on": self.picked_on}
@@ -189,6 +207,7 @@ class RunRecord:
             if entry["split"] == self.picked_on and entry["epoch"] is not None and entry["epoch"] < first_epoch
         ]
         self.list_holdout()
+        self.bad_videos = read_bad_videos(folder)
 
 
 def about_listing(listing: str) -> dict:
@@ -257,12 +276,23 @@ def write_whole(path: Path, text: str) -> None:
 def write_ranks(path: Path, rankings: list[Ranking]) -> None:
     """One row per query of both directions, ranks from 1."""
     top = [f"{kind}{place}" for place in range(1, TOP_COUNT + 1) for kind in ("top", "score")]
+    header = ["direction", "query", "true_video", "rank", *top]
+    write_csv(path, [header, *(row for ranking in rankings for row in ranking.rows())])
+
+
+def write_csv(path: Path, rows: Iterable[list]) -> None:
+    """Write the rows, the first of which is the header."""
     text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(["direction", "query", "true_video", "rank", *top])
-    for ranking in rankings:
-        writer.writerows(ranking.rows())
+    csv.writer(text).writerows(rows)
     write_whole(path, text.getvalue())
+
+
+def read_bad_videos(folder: Path) -> dict[tuple[str, str], list]:
+    """Rows of a run's `bad_videos.csv` by split and video id; none where it has no such file."""
+    if not (folder / BAD_VIDEOS_FILE).is_file():
+        return {}
+    with (folder / BAD_VIDEOS_FILE).open(encoding="utf-8", newline="") as file:
+        return {tuple(row[:2]): row for row in list(csv.reader(file))[1:]}
 
 
 def read_metrics(folder: str | Path) -> dict:

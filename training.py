@@ -50,6 +50,7 @@ def train(args, model: CLIP4Clip, train_loader, sampler, evaluator: Evaluator, p
         sampler.set_epoch(epoch)
         loss, global_step = train_epoch(epoch, args, step_model, train_loader, process, optimizer, global_step)
         logger.info("Epoch %d/%s Finished, Train Loss: %f", epoch + 1, args.epochs, loss)
+        evaluator.report_bad_videos(train_loader, epoch)
         output_file = model_path(args.output_dir, epoch)
         if process.is_main:
             save_checkpoint(args.output_dir, epoch, model, optimizer, loss)

@@ -4,12 +4,14 @@ To add a data set, write its reader, `read_split(args, subset) -> Annotations`, 
 """
 
 import logging
-from collections.abc import Callable
+import shutil
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import cv2
 import torch
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, DistributedSampler, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, DistributedSampler, Subset, default_collate
 
 from dataloaders import (
     dataloader_activitynet_retrieval,
@@ -21,6 +23,8 @@ from dataloaders import (
     dataloader_vatex_retrieval,
 )
 from dataloaders.annotations import Annotations
+from dataloaders.bad_videos import BadVideo, BadVideos
+from dataloaders.frame_cache import FrameCache
 from dataloaders.rawvideo_util import RawVideoExtractor
 from dataloaders.retrieval_dataset import RetrievalDataset
 from dataloaders.subsets import ReadSplit, read_subset
@@ -29,16 +33,58 @@ logger = logging.getLogger(__name__)
 
 
 class EpochSampler(DistributedSampler):
-    """A DistributedSampler whose `set_epoch` reaches the data set too, and its workers: each epoch starts new ones."""
+    """A DistributedSampler whose `set_epoch` reaches the data set too, and through it the workers."""
 
     def set_epoch(self, epoch: int) -> None:
         super().set_epoch(epoch)
         self.dataset.set_epoch(epoch)
 
 
+class VideoLoader:
+    """Batches with frames, read by worker processes that stay from epoch to epoch.
+
+    Iterating raises what `bad_videos.report` raises: VideoReadError in this process with `--bad_videos fail`.
+
+    Attributes:
+        dataset: the `RetrievalDataset`, or this rank's share of its videos.
+        bad_videos: the `BadVideos` of the current pass, or of the last one.
+        seconds_waited: time since the start that this process has waited for batches.
+    """
+
+    def __init__(
+        self, dataset: Dataset, samples: Dataset, new_record: Callable[[], BadVideos], *, batch_size: int,
+        num_workers: int, sampler=None, drop_last: bool = False, keep_workers: bool = False,
+    ):  # fmt: skip
+        self.dataset, self.sampler = dataset, sampler
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.new_record, self.bad_videos = new_record, new_record()
+        self.seconds_waited = 0.0
+        self._loader = _build_loader(
+            samples, batch_size, num_workers, sampler=sampler, drop_last=drop_last, collate_fn=collate_reported,
+            persistent_workers=keep_workers and num_workers > 0,
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[list[torch.Tensor]]:
+        self.bad_videos = self.new_record()
+        started = time.perf_counter()
+        for batch, found in self._loader:
+            self.bad_videos.report(found)
+            self.seconds_waited += time.perf_counter() - started
+            yield batch
+            started = time.perf_counter()
+
+
+def collate_reported(samples: list[tuple[tuple, list[BadVideo]]]) -> tuple[list[torch.Tensor], list[BadVideo]]:
+    """The samples with a leading batch axis, and all that was found bad while they were read."""
+    return default_collate([sample for sample, _ in samples]), [bad for _, found in samples for bad in found]
+
+
 def build_train_loader(
     read_split: ReadSplit, every_caption: Callable[..., bool], args, tokenizer, image_resolution: int = 224
-) -> tuple[DataLoader, int, EpochSampler]:
+) -> tuple[VideoLoader, int, EpochSampler]:
     """The shuffled loader of this process, the number of samples of all processes, and the sampler.
 
     The sampler drops what does not divide by the number of processes, and the loader what does not fill a batch, so
@@ -68,13 +114,18 @@ def build_train_loader(
             "an epoch would have no steps"
         )
     sampler = EpochSampler(dataset, num_replicas=world_size, rank=rank, shuffle=True, seed=args.seed, drop_last=True)
-    loader = _build_loader(dataset, args.batch_size // shares, args.num_thread_reader, sampler=sampler, drop_last=True)
+    policy = getattr(args, "bad_videos", "fail")
+    loader = VideoLoader(
+        dataset, dataset.samples(replace_bad=policy == "skip"), _new_record("train", policy, dataset),
+        batch_size=args.batch_size // shares, num_workers=args.num_thread_reader, sampler=sampler, drop_last=True,
+        keep_workers=True,
+    )  # fmt: skip
     return loader, len(dataset), sampler
 
 
 def build_evaluation_loader(
     read_split: ReadSplit, args, tokenizer, subset: str = "test", image_resolution: int = 224
-) -> tuple[DataLoader, int]:
+) -> tuple[VideoLoader, int]:
     """A loader of all (caption, video) pairs in order, the same in every process, and their number.
 
     `subset` is a split of the data set, or "holdout" or "bank" (see `read_subset`); the pairs of a bank cannot be read,
@@ -83,12 +134,21 @@ def build_evaluation_loader(
     annotations = read_subset(read_split, args, subset)
     dataset = _build_dataset(annotations, args, tokenizer, image_resolution, args.eval_frame_order, True)
     _log_counts(subset, dataset, _rank_and_world_size()[0])
-    return _build_loader(dataset, args.batch_size_val, args.num_thread_reader), len(dataset)
+    policy = getattr(args, "bad_videos", "fail")
+    return evaluation_loader(dataset, subset, policy, args.batch_size_val, args.num_thread_reader), len(dataset)
+
+
+def evaluation_loader(
+    dataset: RetrievalDataset, split: str = "test", bad_videos: str = "fail", batch_size: int = 64, num_workers: int = 0
+) -> VideoLoader:
+    """A loader of all pairs of a data set in order; with `bad_videos` "skip" a bad video has no frames."""
+    samples, new_record = dataset.samples(replace_bad=False), _new_record(split, bad_videos, dataset)
+    return VideoLoader(dataset, samples, new_record, batch_size=batch_size, num_workers=num_workers)
 
 
 def evaluation_loaders(
-    loader: DataLoader, rank: int = 0, world_size: int = 1, bank: DataLoader | None = None
-) -> tuple[DataLoader, DataLoader]:
+    loader: VideoLoader, rank: int = 0, world_size: int = 1, bank: VideoLoader | None = None
+) -> tuple[DataLoader, VideoLoader]:
     """Loaders of this rank's texts and of its distinct videos, from a loader over all pairs.
 
     Text batches are `(input_ids, input_mask, segment_ids)`, video batches `(video, video_mask)`.  Both keep the order
@@ -99,10 +159,10 @@ def evaluation_loaders(
     captions = loader.dataset.captions_only()
     if bank is not None:
         captions = ConcatDataset([captions, bank.dataset.captions_only()])
-    views = captions, loader.dataset.videos_only()
-    shares = [Subset(view, range(*shard_bounds(len(view), rank, world_size))) for view in views]
-    text_loader, video_loader = (_build_loader(share, loader.batch_size, loader.num_workers) for share in shares)
-    return text_loader, video_loader
+    videos = loader.dataset.videos_only()
+    captions, videos = (Subset(view, range(*shard_bounds(len(view), rank, world_size))) for view in (captions, videos))
+    sizes = {"batch_size": loader.batch_size, "num_workers": loader.num_workers}
+    return _build_loader(captions, **sizes), VideoLoader(videos, videos, loader.new_record, **sizes)
 
 
 def shard_bounds(length: int, rank: int, world_size: int) -> tuple[int, int]:
@@ -124,7 +184,7 @@ def _build_dataset(
     return RetrievalDataset(
         annotations,
         tokenizer,
-        RawVideoExtractor(args.feature_framerate, image_resolution),
+        _build_extractor(args, image_resolution),
         max_words=args.max_words,
         max_frames=args.max_frames,
         slice_framepos=args.slice_framepos,
@@ -134,21 +194,40 @@ def _build_dataset(
     )
 
 
-def _build_loader(dataset: Dataset, batch_size: int, num_workers: int, sampler=None, drop_last=False) -> DataLoader:
+def _build_extractor(args, image_resolution: int) -> RawVideoExtractor | FrameCache:
+    extractor = RawVideoExtractor(args.feature_framerate, image_resolution)
+    if not getattr(args, "frame_cache", None):
+        return extractor
+    return FrameCache(args.frame_cache, extractor, getattr(args, "frame_cache_format", "exact"))
+
+
+def _build_loader(dataset: Dataset, batch_size: int, num_workers: int, **settings) -> DataLoader:
     return DataLoader(
         dataset,
         batch_size=batch_size,
         num_workers=num_workers,
-        sampler=sampler,
-        drop_last=drop_last,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=prepare_worker,
+        # of its own: else the number of workers would decide how often the model's random numbers are advanced
+        generator=torch.Generator().manual_seed(0),
+        **settings,
     )
+
+
+def _new_record(split: str, policy: str, dataset: RetrievalDataset) -> Callable[[], BadVideos]:
+    return partial(BadVideos, split, policy, len(set(dataset.annotations.video_paths.values())))
 
 
 def _log_counts(subset: str, dataset: RetrievalDataset, rank: int) -> None:
     if rank == 0:
         logger.info("%s: %s, %d samples", subset, dataset.annotations.count_line(), len(dataset))
+        if isinstance(dataset.extractor, FrameCache):
+            cache, videos = dataset.extractor, len(dataset.video_ids)
+            logger.info(
+                "%s: the frame cache %s takes at most %.1f GB for %d videos; %.1f GB are free there",
+                subset, cache.directory, cache.expected_size(videos, dataset.max_frames) / 1e9, videos,
+                shutil.disk_usage(cache.directory).free / 1e9,
+            )  # fmt: skip
 
 
 def _rank_and_world_size() -> tuple[int, int]:

@@ -116,12 +116,7 @@ class RawVideoExtractor:
             frames = self._read(Path(path), max_frames, slice_framepos, math.floor(start), end)
         except cv2.error as error:
             raise VideoReadError(path, f"OpenCV failed: {error}") from error
-        if frame_order == 1:
-            frames = frames[::-1]
-        elif frame_order == 2:
-            random_generator = random_generator or np.random.default_rng()
-            frames = frames[random_generator.permutation(len(frames))]
-        return np.ascontiguousarray(frames)
+        return order_frames(frames, frame_order, random_generator)
 
     def _read(self, path: Path, max_frames: int, slice_framepos: int, start: int, end: float) -> np.ndarray:
         fps, header_count, codec = _read_header(path)
@@ -165,6 +160,18 @@ class RawVideoExtractor:
         finally:
             capture.release()
         return frames, number
+
+
+def order_frames(
+    frames: np.ndarray, frame_order: int, random_generator: np.random.Generator | None = None
+) -> np.ndarray:
+    """Frames (L, ...) in order 0 as filmed, 1 reversed, 2 shuffled by `random_generator` (a fresh one for None)."""
+    _check_choice("frame_order", frame_order, FRAME_ORDERS)
+    if frame_order == 1:
+        frames = frames[::-1]
+    elif frame_order == 2:
+        frames = frames[(random_generator or np.random.default_rng()).permutation(len(frames))]
+    return np.ascontiguousarray(frames)
 
 
 def choose_samples(sample_count: int, max_frames: int, slice_framepos: int) -> list[int]:

@@ -4,12 +4,17 @@ from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset
 
 from dataloaders.annotations import Annotations
+from dataloaders.bad_videos import BadVideo
+from dataloaders.rawvideo_util import VideoReadError
 
 START_TOKEN = "<|startoftext|>"
 END_TOKEN = "<|endoftext|>"
+
+MAX_REPLACEMENTS = 100  # more bad videos in a row than chance gives where a run may go on at all
 
 
 class RetrievalDataset(Dataset):
@@ -62,7 +67,7 @@ class RetrievalDataset(Dataset):
         self.frame_order = frame_order
         self.every_caption = every_caption
         self.seed = seed
-        self.epoch = 0
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that outlive an epoch see the next
 
         rows: dict[tuple, int] = {}
         spans = [(caption.video_id, caption.start, caption.end) for caption in annotations.captions]
@@ -77,18 +82,25 @@ class RetrievalDataset(Dataset):
         return len(self.video_index) if self.every_caption else len(self.video_ids)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
-        index = range(len(self))[index]
-        generator = np.random.default_rng((self.seed, self.epoch, index))
-        if self.every_caption:
-            caption_number = index
-        else:
-            caption_number = int(generator.choice(self._captions_of_video[index]))
-        row = int(self.video_index[caption_number])
+        caption_number, row, generator = self._draw(index)
         return *self._read_caption(caption_number), *self._read_video(row, generator)
 
+    @property
+    def epoch(self) -> int:
+        """The epoch that samples are drawn for."""
+        return int(self._epoch)
+
     def set_epoch(self, epoch: int) -> None:
-        """Draws captions and shuffles frames anew; call it before an epoch's workers start."""
-        self.epoch = epoch
+        """Draws captions and shuffles frames anew, in this process and in its workers; call it between epochs."""
+        self._epoch.fill_(epoch)
+
+    def samples(self, replace_bad: bool) -> Dataset:
+        """Every sample once, as `(sample, bad_videos)`: what `dataset[i]` gives, and a list of `BadVideo`.
+
+        A sample whose video is bad becomes another sample, which its index and the epoch choose, or with
+        `replace_bad` False has no frame: video and mask are 0.
+        """
+        return _View(len(self), self._sample_or_other if replace_bad else self._sample_or_blank)
 
     def item_names(self) -> list[str]:
         """A name for every item: its video id, with the time span where several items are of one video."""
@@ -103,8 +115,46 @@ class RetrievalDataset(Dataset):
         return _View(len(self.video_index), self._read_caption)
 
     def videos_only(self) -> Dataset:
-        """Every item of `video_ids` once, `(video, video_mask)` as in a pair."""
-        return _View(len(self.video_ids), self._read_video)
+        """Every item of `video_ids` once, as `((video, video_mask), bad_videos)`; a bad video has no frame."""
+        return _View(len(self.video_ids), self._video_or_blank)
+
+    def _draw(self, index: int) -> tuple[int, int, np.random.Generator]:
+        """Caption and item of a sample, and the generator that decides the rest."""
+        index = range(len(self))[index]
+        generator = np.random.default_rng((self.seed, self.epoch, index))
+        if self.every_caption:
+            caption_number = index
+        else:
+            caption_number = int(generator.choice(self._captions_of_video[index]))
+        return caption_number, int(self.video_index[caption_number]), generator
+
+    def _sample_or_other(self, index: int) -> tuple[tuple[np.ndarray, ...], list[BadVideo]]:
+        bad_videos, chosen = [], index
+        for attempt in range(1, MAX_REPLACEMENTS + 1):
+            try:
+                return self[chosen], bad_videos
+            except VideoReadError as error:
+                bad_videos.append(self._bad_video(self._draw(chosen)[1], error))
+            chosen = int(np.random.default_rng((self.seed, self.epoch, index, attempt)).integers(len(self)))
+        return self[chosen], bad_videos
+
+    def _sample_or_blank(self, index: int) -> tuple[tuple[np.ndarray, ...], list[BadVideo]]:
+        caption_number, row, generator = self._draw(index)
+        video, bad_videos = self._video_or_blank(row, generator)
+        return (*self._read_caption(caption_number), *video), bad_videos
+
+    def _video_or_blank(
+        self, row: int, generator: np.random.Generator | None = None
+    ) -> tuple[tuple[np.ndarray, np.ndarray], list[BadVideo]]:
+        try:
+            return self._read_video(row, generator), []
+        except VideoReadError as error:
+            return self._pad(np.empty((0, 3, self.extractor.size, self.extractor.size), np.uint8)), [
+                self._bad_video(row, error)
+            ]
+
+    def _bad_video(self, row: int, error: VideoReadError) -> BadVideo:
+        return BadVideo(row, str(self.annotations.video_paths[self.video_ids[row]]), error.reason)
 
     def _read_caption(self, caption_number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         words = self.tokenizer.tokenize(self.annotations.captions[caption_number].text)
@@ -125,6 +175,9 @@ class RetrievalDataset(Dataset):
             end_time=end,
             random_generator=generator or np.random.default_rng((self.seed, self.epoch, row)),
         )
+        return self._pad(frames)
+
+    def _pad(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         size = self.extractor.size
         video = np.zeros((1, self.max_frames, 1, 3, size, size), dtype=np.uint8)
         video_mask = np.zeros((1, self.max_frames), dtype=np.int64)
@@ -136,12 +189,12 @@ class RetrievalDataset(Dataset):
 class _View(Dataset):
     """The first `length` results of `read(index)` as a data set."""
 
-    def __init__(self, length: int, read: Callable[[int], tuple[np.ndarray, ...]]):
+    def __init__(self, length: int, read: Callable[[int], tuple]):
         self.length = length
         self.read = read
 
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
+    def __getitem__(self, index: int) -> tuple:
         return self.read(range(self.length)[index])

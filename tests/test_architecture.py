@@ -25,6 +25,7 @@ EVERYTHING = {
 ALLOWED_IMPORTS = {
     "main_task_retrieval": EVERYTHING - {"scripts"},
     "scripts": EVERYTHING,
+    "benchmarks": EVERYTHING | {"benchmarks"},
     "util": set(),
     "metrics": set(),
     "post_processing": set(),
@@ -35,6 +36,7 @@ ALLOWED_IMPORTS = {
     "dataloaders": {"dataloaders"},
     "dataloaders.annotation_files": {"dataloaders.annotations"},
     "dataloaders.annotations": set(),
+    "dataloaders.bad_videos": {"dataloaders.rawvideo_util"},
     "dataloaders.rawvideo_util": set(),
     "modules": {"modules"},
     "modules.distributed": set(),
@@ -108,6 +110,9 @@ CLIP4CLIP_FLAGS = [
     ("pretrained_clip_name", str, "ViT-B/32"),
 ]
 OUR_FLAGS = [
+    ("frame_cache", str, None),
+    ("frame_cache_format", str, "exact"),
+    ("bad_videos", str, "fail"),
     ("agg_module", str, "none"),
     ("wti_arch", int, 2),
     ("wti_padding", str, "zero"),
@@ -124,6 +129,8 @@ OUR_FLAGS = [
 ]
 CHOICES = {
     "task_type": ["retrieval"],
+    "frame_cache_format": ["exact", "jpeg"],
+    "bad_videos": ["fail", "skip"],
     "datatype": ["activity", "custom", "didemo", "lsmdc", "msrvtt", "msvd", "vatex"],
     "train_frame_order": [0, 1, 2],
     "eval_frame_order": [0, 1, 2],
@@ -344,7 +351,7 @@ def test_list_of_flags():
 
 def test_tables_of_flags_have_no_doubles():
     names = [name for name, _, _ in CLIP4CLIP_FLAGS + OUR_FLAGS]
-    assert len(names) == len(set(names)) == 54 + 13
+    assert len(names) == len(set(names)) == 54 + 16
 
 
 def forbidden_lines(tree: ast.AST) -> list[str]:

@@ -11,6 +11,7 @@ from dataloaders.annotations import Caption, MissingVideosError
 from dataloaders.dataloader_custom_retrieval import read_split
 from dataloaders.rawvideo_util import RawVideoExtractor, VideoReadError
 from dataloaders.retrieval_dataset import RetrievalDataset
+from modules.tokenization_clip import SimpleTokenizer
 from tests.reader_cases import data_set
 from tests.test_rawvideo_util import write_clip
 
@@ -123,11 +124,10 @@ def test_spans_behind_the_end_of_the_video(tmp_path):
     args = data_set(tmp_path, {"a.csv": "video,caption,start,end\nclip,7,1,900\nclip,8,3,900\n"}, [])
     write_clip(tmp_path / "videos" / "clip.mp4", 10, 5)
     args.data_path, args.val_csv = None, str(tmp_path / "a.csv")
-    dataset = RetrievalDataset(read_split(args, "test"), None, RawVideoExtractor(1, 16), max_words=4, max_frames=3)
-    _, video_mask = dataset.videos_only()[0]
-    assert video_mask.sum() == 1
+    dataset = RetrievalDataset(read_split(args, "test"), SimpleTokenizer(), RawVideoExtractor(1, 16), 4, max_frames=3)
+    assert dataset[0][-1].sum() == 1
     with pytest.raises(VideoReadError, match=r"clip\.mp4: no frame at or after second 3"):
-        dataset.videos_only()[1]
+        dataset[1]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

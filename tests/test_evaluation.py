@@ -10,7 +10,7 @@ import torch
 
 import util
 from dataloaders.annotations import Annotations, Caption
-from dataloaders.data_dataloaders import DATALOADER_DICT, evaluation_loaders
+from dataloaders.data_dataloaders import DATALOADER_DICT, VideoLoader, evaluation_loader, evaluation_loaders
 from dataloaders.retrieval_dataset import RetrievalDataset
 from evaluation import Evaluator, Gallery, eval_epoch, post_process
 from main_task_retrieval import get_args
@@ -40,12 +40,12 @@ class SmallIds(WordTokenizer):
         return [{"<|startoftext|>": 20, "<|endoftext|>": 21}.get(token) or int(token) for token in tokens]
 
 
-def loader_of(captions: list[Caption], model) -> torch.utils.data.DataLoader:
+def loader_of(captions: list[Caption], model) -> VideoLoader:
     paths = {caption.video_id: int(caption.video_id[1:]) for caption in captions}
     dataset = RetrievalDataset(
         Annotations(captions, paths), SmallIds(), NoiseExtractor(), model.config.max_words, model.config.max_frames
     )
-    return torch.utils.data.DataLoader(dataset, batch_size=3)
+    return evaluation_loader(dataset, batch_size=3)
 
 
 def flags(output_dir, *more: str) -> Namespace:
@@ -151,7 +151,7 @@ def test_raw_numbers_are_the_same_and_come_first(tmp_path, caplog):
 def test_processing_works_on_cosines_in_the_right_direction():
     """Queries of video-to-text are the videos: its softmax runs over them, for each text."""
     similarity = np.random.default_rng(0).uniform(-1, 1, (4, 3))
-    names = Gallery(["a", "b", "c", "d"], ["x", "y", "z"], np.array([0, 1, 2, 2]))
+    names = Gallery(["a", "b", "c", "d"], ["x", "y", "z"], np.array([0, 1, 2, 2]), np.ones(3, dtype=bool))
     args = Namespace(post_process="dsl", dsl_temperature=5.0)
     _, (texts, videos) = post_process(args, names, similarity, similarity[:0])
     np.testing.assert_allclose(texts.top_scores.max(axis=1), dual_softmax(similarity, 5.0).max(axis=1))

@@ -57,9 +57,9 @@ def test_files_of_one_evaluation(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "ranks.csv", "ranks_dsl.csv"]
     content = json.loads((tmp_path / "metrics.json").read_text())
     assert list(content) == [
-        "split", "epoch", "checkpoint", "text_to_video", "video_to_text", "post_processed", "protocol", "best", "seed",
-        "processes", "configuration_sha256", "configuration_sha256_without_seed", "code_version", "torch_version",
-        "holdout", "seconds", "history",
+        "split", "epoch", "checkpoint", "bad_videos", "text_to_video", "video_to_text", "post_processed", "protocol",
+        "best", "seed", "processes", "configuration_sha256", "configuration_sha256_without_seed", "code_version",
+        "torch_version", "holdout", "seconds", "history",
     ]  # fmt: skip
     assert (content["split"], content["epoch"], content["checkpoint"]) == ("test", 4, "x/m.bin.4")
     assert (content["seed"], content["processes"], content["seconds"]) == (7, 2, 2.25)

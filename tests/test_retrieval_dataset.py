@@ -115,10 +115,10 @@ def test_distinct_videos_are_counted_by_id_and_span():
     texts, videos = dataset.captions_only(), dataset.videos_only()
     assert (len(texts), len(videos)) == (5, 3)
     for number, row in enumerate(dataset.video_index):
-        for whole, part in zip(dataset[number], (*texts[number], *videos[int(row)]), strict=True):
+        for whole, part in zip(dataset[number], (*texts[number], *videos[int(row)][0]), strict=True):
             np.testing.assert_array_equal(whole, part)
     dataset.extractor.calls.clear()
-    assert [videos[row][1].sum() for row in range(3)] == [3, 2, 2]
+    assert [videos[row][0][1].sum() for row in range(3)] == [3, 2, 2]
     assert [call[3:] for call in dataset.extractor.calls] == [(None, None), (0, 5), (5, 9)]
     assert len(list(videos)) == 3
 
@@ -180,7 +180,7 @@ def test_bad_arguments(arguments):
 
 def test_180_000_captions_are_ready_in_seconds():
     captions = [Caption("a" if number % 2 else "b", "1 2 3") for number in range(180_000)]
-    started = time.monotonic()
+    started = time.process_time()
     dataset = build(captions, max_words=77)
-    assert time.monotonic() - started < 3
+    assert time.process_time() - started < 3
     assert dataset.tokenizer.tokenized == []

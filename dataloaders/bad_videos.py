@@ -1,0 +1,77 @@
+"""Videos that give no frames, and what becomes of them: `--bad_videos fail` or `skip`.
+
+A worker never raises for such a video: it reports it beside the batch, and the process that reads the batches decides.
+The error then carries the path and the reason, no worker dies, and every rank can be told.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from dataloaders.rawvideo_util import VideoReadError
+
+BAD_VIDEO_POLICIES = ("fail", "skip")
+MAX_BAD_SHARE = 0.01
+"""Above this share of a split's videos a run stops, whatever the policy: its numbers would be those of other data."""
+
+
+class TooManyBadVideosError(RuntimeError):
+    """More videos of a split are unreadable than a run may skip."""
+
+
+@dataclass(frozen=True, order=True)
+class BadVideo:
+    """An item of `RetrievalDataset.video_ids` (its number) that gave no frames: its file, and why."""
+
+    item: int
+    path: str
+    reason: str
+
+
+class BadVideos:
+    """The bad videos of one pass over a split, as far as this process knows.
+
+    Args:
+        split: its name, for messages.
+        policy: "fail" raises at the first bad video, "skip" when they exceed `MAX_BAD_SHARE` of the files.
+        files: number of video files in the split.
+    """
+
+    def __init__(self, split: str, policy: str, files: int):
+        self.split, self.policy, self.files = split, policy, files
+        self.by_item: dict[int, BadVideo] = {}
+        self.samples = 0
+
+    def report(self, found: Iterable[BadVideo]) -> None:
+        """Takes note of samples of this process that met a bad video.
+
+        Raises VideoReadError under "fail", TooManyBadVideosError above the share that may be skipped.
+        """
+        for bad_video in found:
+            if self.policy == "fail":
+                raise VideoReadError(bad_video.path, bad_video.reason)
+            self.by_item.setdefault(bad_video.item, bad_video)
+            self.samples += 1
+        self._check_share()
+
+    def merge(self, of_ranks: list["BadVideos"]) -> None:
+        """Takes over what all ranks found, this one included, so that all of them know and decide the same."""
+        found = sorted(bad_video for other in of_ranks for bad_video in other.by_item.values())
+        self.by_item = {bad_video.item: bad_video for bad_video in reversed(found)}
+        self.samples = sum(other.samples for other in of_ranks)
+        self._check_share()
+
+    def paths(self) -> dict[str, str]:
+        """Each bad file once, with the reason, in the order of the items."""
+        return {bad.path: bad.reason for bad in sorted(self.by_item.values())}
+
+    def listing(self) -> str:
+        """Each bad file with its reason, for a log line."""
+        return "; ".join(f"{path} ({reason})" for path, reason in self.paths().items())
+
+    def _check_share(self) -> None:
+        bad_files = len(self.paths())
+        if bad_files > MAX_BAD_SHARE * self.files:
+            raise TooManyBadVideosError(
+                f"{bad_files} of {self.files} video files of the {self.split} split cannot be read, more than the "
+                f"{MAX_BAD_SHARE:.0%} that --bad_videos skip passes over: {self.listing()}"
+            )
