@@ -4,7 +4,6 @@ To add a data set, write its reader, `read_split(args, subset) -> Annotations`, 
 """
 
 import logging
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -226,7 +225,7 @@ def _log_counts(subset: str, dataset: RetrievalDataset, rank: int) -> None:
             logger.info(
                 "%s: the frame cache %s takes at most %.1f GB for %d videos; %.1f GB are free there",
                 subset, cache.directory, cache.expected_size(videos, dataset.max_frames) / 1e9, videos,
-                shutil.disk_usage(cache.directory).free / 1e9,
+                cache.free_bytes() / 1e9,
             )  # fmt: skip
 
 

@@ -4,9 +4,9 @@
     DIRECTORY/*.incomplete_frames    entries that are being written
 
 An entry's name is the SHA-256 of its key: name, size and modification time of the video file, all sampling settings,
-and what else decides pixels.  A folder of videos can thus be moved or mounted elsewhere, and a file that is replaced is
-decoded again.  Two files are taken for one only if name, size and time to the nanosecond agree: within a data set names
-are unique.
+and what else decides pixels: DECODING_RULE and the versions of FFmpeg's libraries.  A folder of videos can be moved or
+mounted elsewhere, and a file that is replaced is decoded again.  Two files are taken for one only if name, size and
+time to the nanosecond agree: within a data set names are unique.
 
 An entry is, with little-endian numbers:
 
@@ -37,7 +37,7 @@ import time
 import zlib
 from pathlib import Path
 
-import cv2
+import av
 import numpy as np
 from PIL import Image
 
@@ -53,6 +53,7 @@ MAGIC = b"FRAMES\x00\x01"
 HEADER = "<8sIII"
 CHECKED_FROM = 12  # the bytes after magic and checksum
 HEAD_BOUND = 4096  # no header is longer: a file name has at most 255 bytes, which JSON writes in at most 1530
+CHUNK = 2**18  # bytes: while one chunk's checksum is computed, the disk reads ahead
 JPEG_QUALITY = 95
 TEMPORARY_SUFFIX = ".incomplete_frames"
 TEMPORARY_AGE = 24 * 3600  # seconds; no entry takes that long to write, so an older file has lost its writer
@@ -88,6 +89,7 @@ class FrameCache:
         self.framerate = extractor.framerate
         self.frame_format = frame_format
         self.hits = self.misses = self.rebuilt = 0
+        self._ffmpeg = {name: av.library_versions[name][:2] for name in ("libavcodec", "libswscale")}
         self._storing = True
         # Entries whose checksum this process has found right, by inode, size and times: any change makes a new one.
         self._verified: set[tuple[int, ...]] = set()
@@ -129,15 +131,15 @@ class FrameCache:
         key = self._key(source, int(max_frames), int(slice_framepos), *span)
         name = hashlib.sha256(key).hexdigest()
         entry = os.path.join(self.directory, name[:2], name)
-        # Twice the bound, because a JPEG file of noise is a little larger than its pixels.
-        frames = self._load(entry, key, most_bytes=2 * self.bytes_per_video(max_frames))
+        # Far above every entry, also of tiny frames, which are larger as JPEG files.
+        frames = self._load(entry, key, most_bytes=16 * self.bytes_per_video(max_frames))
         if frames is None:
             self.misses += 1
             frames = self.extractor.read_frames(
                 path, max_frames, slice_framepos=slice_framepos, start_time=start_time, end_time=end_time
             )
             content = self._pack(frames, key)
-            frames = self._unpack(content, key, check=False)
+            frames = self._unpack(content, key)
             if self._storing and _is_still(path, source):
                 self._store(entry, content)
         return order_frames(frames, frame_order, random_generator)
@@ -146,7 +148,7 @@ class FrameCache:
         file_name, file_bytes, modified_ns = source
         settings = {
             "decoding_rule": DECODING_RULE,
-            "opencv": cv2.__version__.split(".")[:2],
+            "ffmpeg": self._ffmpeg,
             "frame_format": self.frame_format,
             "framerate": self.framerate,
             "size": self.size,
@@ -163,18 +165,16 @@ class FrameCache:
     def _load(self, entry: str, key: bytes, most_bytes: int) -> np.ndarray | None:
         """The frames of the entry; None if there is none or if it is damaged, which is counted."""
         try:
-            # Read, not mapped: a mapped file that is cut short or whose disk fails would kill the process.
             with open(entry, "rb", buffering=0) as file:
                 status = os.fstat(file.fileno())
                 if status.st_size > most_bytes:
                     raise DamagedEntryError(f"it has {status.st_size} bytes, more than {most_bytes}")
-                content = np.empty(status.st_size, dtype=np.uint8)
-                content = content[: file.readinto(content)]
-            stamp = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-            frames = self._unpack(content, key, check=stamp not in self._verified)
+                stamp = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+                content = _read(file, status.st_size, check=stamp not in self._verified)
+            frames = self._unpack(content, key)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
             logger.info("frame cache: %s is damaged and is made again: %s", entry, error)
             self.rebuilt += 1
             return None
@@ -192,22 +192,20 @@ class FrameCache:
         struct.pack_into(HEADER, content, 0, MAGIC, checksum, len(key), len(blocks))
         return np.frombuffer(content, dtype=np.uint8)
 
-    def _unpack(self, content: np.ndarray, key: bytes, check: bool) -> np.ndarray:
+    def _unpack(self, content: np.ndarray, key: bytes) -> np.ndarray:
         """The frames `(L, 3, size, size)` in an entry; raises ValueError where it is not what `key` asks for."""
         table = struct.calcsize(HEADER) + len(key)
         if len(content) < table:
             raise DamagedEntryError(f"it ends after {len(content)} bytes")
-        magic, checksum, key_length, frame_count = struct.unpack_from(HEADER, content)
+        magic, _, key_length, frame_count = struct.unpack_from(HEADER, content)
         if magic != MAGIC or key_length != len(key) or content[table - len(key) : table].tobytes() != key:
             raise DamagedEntryError("it is no entry, or one of another video or setting")
         start = table + 4 * frame_count
-        if frame_count < 1 or start > len(content):
-            raise DamagedEntryError(f"it claims {frame_count} frames in {len(content)} bytes")
+        if frame_count < 1:
+            raise DamagedEntryError("it has no frame")
         lengths = content[table:start].view("<u4").tolist()
         if start + sum(lengths) != len(content):
             raise DamagedEntryError(f"it has {len(content)} bytes instead of {start + sum(lengths)}")
-        if check and zlib.crc32(content[CHECKED_FROM:]) != checksum:
-            raise DamagedEntryError("its checksum is wrong")
         if self.frame_format == "exact":
             return content[start:].reshape(frame_count, 3, self.size, self.size)
         ends = np.cumsum([start, *lengths]).tolist()
@@ -270,6 +268,22 @@ def _is_still(path, source: tuple[str, int, int]) -> bool:
         return _identity(path) == source
     except VideoReadError:
         return False
+
+
+def _read(file: io.FileIO, size: int, check: bool) -> np.ndarray:
+    """The `size` bytes of an entry; raises DamagedEntryError where some are missing or fail the checksum."""
+    # Read, not mapped: a mapped file that is cut short or whose disk fails would kill the process.
+    content = np.empty(size, dtype=np.uint8)
+    checksum = 0
+    for start in range(0, size, CHUNK):
+        chunk = content[start : start + CHUNK]
+        if file.readinto(chunk) < len(chunk):
+            raise DamagedEntryError(f"it became shorter than {size} bytes while it was read")
+        if check:
+            checksum = zlib.crc32(content[max(start, CHECKED_FROM) : start + CHUNK], checksum)
+    if check and checksum != int.from_bytes(content[CHECKED_FROM - 4 : CHECKED_FROM].tobytes(), "little"):
+        raise DamagedEntryError("its checksum is wrong")
+    return content
 
 
 def _whole_seconds(start_time: float | None, end_time: float | None) -> tuple[int, int | None]:
