@@ -9,24 +9,25 @@ import util
 from dataloaders.bad_videos import BAD_VIDEO_POLICIES, MAX_BAD_SHARE
 from dataloaders.data_dataloaders import DATALOADER_DICT
 from dataloaders.frame_cache import FRAME_FORMATS
-from modules.initialization import describe_clip
-from modules.losses import CDCR_MODES
-from modules.modeling import (
+from modules.configuration import (
     AGG_MODULES,
     AGGREGATING_HEADERS,
     CROSS_MODELS,
+    GATHERS,
     SIM_HEADERS,
     TIGHT_HEADERS,
     CLIP4ClipConfig,
     check_cross_model,
 )
+from modules.initialization import describe_clip
+from modules.losses import CDCR_MODES
 from modules.module_clip import LINEAR_PATCHES
 from modules.token_interaction import WTI_ARCHITECTURES, WTI_PADDINGS
 from post_processing import POST_PROCESSES
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = ("clip_fp16", "fp32")
+PRECISIONS = ("clip_fp16", "fp32", "bf16", "fp16")
 
 
 class UnreadFlag(argparse.Action):
@@ -167,7 +168,12 @@ def add_model_flags(group) -> None:
     group.add_argument(
         "--precision", type=str, default=None, choices=PRECISIONS,
         help="clip_fp16: CLIP's matrices and their moments in float16, the published recipe (default on CUDA); "
-        "fp32 (default on CPU)",
+        "fp32 (default on CPU); bf16, fp16: weights in float32, the encoders compute in that type",
+    )  # fmt: skip
+    group.add_argument("--compile", action="store_true", help="compile CLIP's towers; the first steps take minutes")
+    group.add_argument(
+        "--grad_checkpointing", action="store_true",
+        help="compute the activations of each block again in the backward pass: about a third slower, far less memory",
     )  # fmt: skip
 
 
@@ -182,6 +188,15 @@ def add_training_flags(group) -> None:
     group.add_argument(
         "--gradient_accumulation_steps", type=int, default=1,
         help="splits --batch_size; each part sees only its own negatives",
+    )  # fmt: skip
+    group.add_argument(
+        "--grad_cache_chunk", type=int, default=0,
+        help="encode this many pairs of a process at once, and score the whole batch all the same: the loss and "
+        "gradients of the whole batch in the memory of a part; 0: all at once",
+    )  # fmt: skip
+    group.add_argument(
+        "--gather", type=str, default="published", choices=GATHERS,
+        help="over several processes: the published gradients, or exactly those of one process on the same batch",
     )  # fmt: skip
     group.add_argument("--warmup_proportion", type=float, default=0.1, help="share of the steps with a rising rate")
 
@@ -241,8 +256,9 @@ def check_args(args: argparse.Namespace) -> None:
     ):  # fmt: skip
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} {getattr(args, name)} must be at least 1")
-    if args.num_thread_reader < 0:
-        raise ValueError(f"--num_thread_reader {args.num_thread_reader} must not be negative")
+    for name in ("num_thread_reader", "grad_cache_chunk"):
+        if getattr(args, name) < 0:
+            raise ValueError(f"--{name} {getattr(args, name)} must not be negative")
     if not 0 <= args.seed < 2**32:  # numpy's bound
         raise ValueError(f"--seed {args.seed} must be in [0, {2**32 - 1}]")
     if not (args.lr > 0 and math.isfinite(args.lr)):

@@ -11,6 +11,7 @@ import argparse
 import logging
 from pathlib import Path
 
+import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -20,15 +21,19 @@ from dataloaders.data_dataloaders import DATALOADER_DICT
 from evaluation import Evaluator
 from evaluation import eval_epoch as eval_epoch  # CLIP4Clip's users look for it here
 from modules.checkpoint import check_evaluable, checkpoint_epoch
+from modules.configuration import CLIP4ClipConfig
 from modules.distributed import local_main_process_first
 from modules.file_utils import cached_path
 from modules.initialization import convert_clip_to_float16, freeze_clip_layers, read_state_dict
 from modules.modeling import CLIP4Clip
+from modules.module_clip import set_grad_checkpointing
 from modules.tokenization_clip import SimpleTokenizer
 from training import train
 from training import train_epoch as train_epoch  # and this
 
 logger = logging.getLogger(__name__)
+
+AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def check_files(args: argparse.Namespace) -> None:
@@ -83,14 +88,21 @@ def log_parameters(args: argparse.Namespace, process: util.Process) -> None:
         logger.info("  <<< %s: %s", name, value)
     logger.info("device: %s, processes: %d, precision: %s", process.device, process.world_size, args.precision)
     if args.do_train:
-        local = args.sim_header == "tightTransf"
-        parts = args.gradient_accumulation_steps * (process.world_size if local else 1)
+        ranks, accumulated = process.world_size, args.gradient_accumulation_steps
+        candidates = args.batch_size // accumulated
+        if CLIP4ClipConfig.from_namespace(args).has_local_negatives:
+            candidates //= ranks
         logger.info(
             "global batch: %d pairs per optimizer step (%d processes x %d accumulation steps x %d pairs), "
             "each scored against %d candidates",
-            args.batch_size, process.world_size, args.gradient_accumulation_steps,
-            args.batch_size // (process.world_size * args.gradient_accumulation_steps), args.batch_size // parts,
+            args.batch_size, ranks, accumulated, args.batch_size // (ranks * accumulated), candidates,
         )  # fmt: skip
+        if accumulated > 1:
+            logger.warning(
+                "--gradient_accumulation_steps %d leaves each pair 1/%d of the candidates; --grad_cache_chunk %d takes "
+                "about the same memory and leaves all", accumulated, accumulated,
+                args.batch_size // (ranks * accumulated),
+            )  # fmt: skip
 
 
 def init_model(args: argparse.Namespace, process: util.Process, vocabulary: int) -> CLIP4Clip:
@@ -115,6 +127,11 @@ def init_model(args: argparse.Namespace, process: util.Process, vocabulary: int)
         logger.info("%d of CLIP's weights are frozen (--freeze_layer_num %d)", len(frozen), args.freeze_layer_num)
     if args.precision == "clip_fp16":
         convert_clip_to_float16(model.clip)
+    model.autocast_dtype = AUTOCAST_TYPES.get(args.precision)
+    set_grad_checkpointing(model, args.grad_checkpointing)
+    if args.compile:
+        model.clip.visual.compile()
+        model.clip.transformer.compile()
     return model.to(process.device)
 
 

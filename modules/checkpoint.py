@@ -13,6 +13,7 @@ from torch import nn
 
 from modules.distributed import broadcast_weights, get_rank
 from modules.module_clip import count_blocks
+from modules.tensor_files import load_tensors
 
 
 def model_path(output_dir: str | Path, epoch: int) -> Path:
@@ -32,24 +33,25 @@ def optimizer_path(output_dir: str | Path, epoch: int) -> Path:
 
 
 def save_checkpoint(
-    output_dir: str | Path, epoch: int, model: nn.Module, optimizer: torch.optim.Optimizer, loss: float
-) -> Path:
+    output_dir: str | Path, epoch: int, model: nn.Module, optimizer: torch.optim.Optimizer, loss: float,
+    scaler: torch.amp.GradScaler | None = None,
+) -> Path:  # fmt: skip
     """Write both files and return the path of the weights; `model` is the bare model, not its DDP wrapper."""
     write_whole(model.state_dict(), model_path(output_dir, epoch))
-    write_whole(
-        {"epoch": epoch, "optimizer_state_dict": optimizer.state_dict(), "loss": loss},
-        optimizer_path(output_dir, epoch),
-    )
+    content = {"epoch": epoch, "optimizer_state_dict": optimizer.state_dict(), "loss": loss}
+    if scaler is not None and scaler.is_enabled():
+        content["scaler_state_dict"] = scaler.state_dict()
+    write_whole(content, optimizer_path(output_dir, epoch))
     return model_path(output_dir, epoch)
 
 
 def load_checkpoint(path: str | Path, model: nn.Module) -> None:
     """Every rank's `model` gets the weights that the main process reads from `path`; other machines may lack the file.
 
-    Raises FileNotFoundError, or torch's RuntimeError where the file is of another model.
+    Raises FileNotFoundError, ValueError for a damaged file, or torch's RuntimeError for one of another model.
     """
     if get_rank() == 0:
-        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        model.load_state_dict(load_tensors(path))
     broadcast_weights(model)
 
 
@@ -60,17 +62,23 @@ def write_whole(content, path: Path) -> None:
     os.replace(temporary, path)
 
 
-def load_optimizer(path: str | Path, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+def load_optimizer(
+    path: str | Path, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None
+) -> tuple[int, float]:
     """Restore the optimizer from `pytorch_opt.bin.N`; returns the epoch to go on with and the loss of the one before.
 
+    A `scaler` that is enabled is restored too, where the file has one: a run of another precision has none.
     Raises FileNotFoundError or ValueError naming the file.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"--resume_model: no optimizer file at {path}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_tensors(path)
+        epoch, loss = int(content["epoch"]), float(content["loss"])
         optimizer.load_state_dict(content["optimizer_state_dict"])
-        return content["epoch"] + 1, content["loss"]
+        if scaler is not None and scaler.is_enabled() and "scaler_state_dict" in content:
+            scaler.load_state_dict(content["scaler_state_dict"])
+        return epoch + 1, loss
     except Exception as error:  # unpickling and torch raise errors of many kinds; none of them names the file
         raise ValueError(
             f"--resume_model {path} is not an optimizer file of this model (pytorch_opt.bin.N): "

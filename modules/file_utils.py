@@ -1,15 +1,20 @@
 """cached_path: a local path, or a file fetched from https:// or s3:// into the cache, as a local path."""
 
+import base64
+import errno
 import hashlib
 import logging
 import os
+import random
 import re
+import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from urllib.parse import urljoin, urlsplit
 
 from tqdm import tqdm
 
@@ -17,42 +22,84 @@ logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 10
 READ_SECONDS = 60
-# Pauses before the second, third and fourth attempt.
+# Pauses before the second, third and fourth attempt; each is up to a half longer, by chance, so that the processes of
+# a cluster do not come back all at once.
 RETRY_SECONDS = (1.0, 3.0, 9.0)
+MAX_BYTES = 20 * 10**9
+MAX_REDIRECTS = 5
 # Request timeout, too many requests; every 5xx too.
 _RETRY_STATUS = (408, 429)
+# The range that was asked for is not there, or not of the version that was asked for: the file has changed.
+_CHANGED_STATUS = (412, 416)
+_OPENAI_HOST = "openaipublic.azureedge.net"
 _CHUNK_BYTES = 1 << 20
+_ROOM = "make room there, or name another folder by --cache_dir or CLIP4CLIP_CACHE"
 
 
 @dataclass(frozen=True)
 class _RemoteFile:
-    """An open download: what names its version ("" if nothing does), its size if known, and its bytes."""
+    """An open download of the bytes from `start` on.
+
+    `version` is what names the version of the file ("" if nothing does), `length` the size of the whole file in bytes
+    if known, `digest` the name of a hash and its hexadecimal value over the whole file if known.
+    """
 
     version: str
     length: int | None
+    start: int
     chunks: Iterator[bytes]
+    can_resume: bool
+    digest: tuple[str, str] | None = None
+
+
+@dataclass
+class _PartialFile:
+    """What the attempts of one download have written so far; with a `version` the next one may go on after it."""
+
+    path: Path
+    version: str = ""
+
+    def size(self) -> int:
+        return self.path.stat().st_size if self.version else 0
 
 
 class _TemporaryFailure(Exception):
     """A download failed in a way that another attempt may not."""
 
 
-def cached_path(url_or_path: str | os.PathLike, cache_dir: str | os.PathLike | None = None) -> str:
+class _StartAgain(_TemporaryFailure):
+    """The same, and what came so far is of no use."""
+
+
+_Opener = Callable[[str, _PartialFile], AbstractContextManager[_RemoteFile]]
+
+
+def cached_path(
+    url_or_path: str | os.PathLike,
+    cache_dir: str | os.PathLike | None = None,
+    *,
+    sha256: str | None = None,
+    max_bytes: int = MAX_BYTES,
+    retry_seconds: Sequence[float] | None = None,
+) -> str:
     """The local path of a file that is given by path or URL.
 
     A remote file is fetched once per version: its name in the cache comes from the URL and the ETag (or
     Last-Modified), so a file that changed is fetched anew; without either, the first copy is kept for good.  It
-    appears under that name only when complete.  When the server can not be reached, the copy fetched last is
-    used, with a logged warning.
+    appears under that name only when complete.  A transfer that breaks off goes on where it stopped, if the server
+    can, or starts again.  When the server can not be reached, the copy fetched last is used, with a logged warning.
 
     Args:
         url_or_path: a path (returned as it is), https://, http:// or s3://bucket/key.  S3 credentials, region and
             endpoint are boto3's usual settings.
         cache_dir: default: the environment's CLIP4CLIP_CACHE, else ~/.cache/clip4clip.
+        sha256: hexadecimal hash that the file must have.  OpenAI's own addresses hold theirs.
+        max_bytes: a larger file is refused.
+        retry_seconds: the pauses between attempts, one fewer than those; default: RETRY_SECONDS.
 
     Raises:
         FileNotFoundError: no such path, or the server answers that there is no such file.
-        ValueError: another scheme, or an s3:// without bucket or key.
+        ValueError: another scheme, an s3:// without bucket or key, or a local file with another hash.
         OSError: the download failed; the message names the URL without credentials and query.
     """
     location = os.fspath(url_or_path)
@@ -60,9 +107,14 @@ def cached_path(url_or_path: str | os.PathLike, cache_dir: str | os.PathLike | N
     if not separator:
         if not os.path.exists(location):
             raise FileNotFoundError(f"no such file: {location}")
+        if sha256 and _file_digest("sha256", Path(location)) != sha256.lower():
+            raise ValueError(f"{location} has not the sha256 {sha256}: the file is damaged or another one")
         return location
+    if not location.isprintable():
+        raise ValueError(f"an address holds printable characters only, got {_public_url(location)!a}")
     if scheme.lower() in ("http", "https"):
         open_remote = _open_http
+        sha256 = sha256 or _openai_sha256(location)
     elif scheme.lower() == "s3":
         open_remote = _open_s3
     else:
@@ -70,90 +122,189 @@ def cached_path(url_or_path: str | os.PathLike, cache_dir: str | os.PathLike | N
 
     cache = Path(cache_dir or os.environ.get("CLIP4CLIP_CACHE") or "~/.cache/clip4clip").expanduser()
     cache.mkdir(parents=True, exist_ok=True)
-    return str(_fetch(location, open_remote, cache))
+    pauses = RETRY_SECONDS if retry_seconds is None else retry_seconds
+    return str(_fetch(location, open_remote, cache, (sha256 or "").lower(), max_bytes, pauses))
 
 
-def _fetch(url: str, open_remote: Callable[[str], AbstractContextManager[_RemoteFile]], cache: Path) -> Path:
-    """The cached copy of the URL's present version, after as many attempts as it takes and RETRY_SECONDS allows."""
+def _fetch(
+    url: str, open_remote: _Opener, cache: Path, sha256: str, max_bytes: int, pauses: Sequence[float]
+) -> Path:  # fmt: skip
+    """The cached copy of the URL's present version, after as many attempts as it takes and the pauses allow."""
     url_hash = _sha256(url)
-    for pause in (*RETRY_SECONDS, None):
-        try:
-            with open_remote(url) as remote:
-                target = cache / f"{url_hash}.{_sha256(remote.version)}{_suffix(url)}"
-                if not target.exists():
-                    _write(remote, target, description=PurePosixPath(_public_url(url)).name)
-                return target
-        except _TemporaryFailure as failure:
-            reason = str(failure)
-        if pause is not None:
-            logger.info("%s: %s; next attempt in %g s", _public_url(url), reason, pause)
-            time.sleep(pause)
-
-    copies = sorted(cache.glob(f"{url_hash}.*"), key=lambda path: path.stat().st_mtime)
-    if not copies:
-        raise OSError(f"cannot download {_public_url(url)}: {reason} ({len(RETRY_SECONDS) + 1} attempts)")
-    logger.warning("cannot reach %s (%s): using the copy fetched before, %s", _public_url(url), reason, copies[-1])
-    return copies[-1]
-
-
-def _write(remote: _RemoteFile, target: Path, description: str) -> None:
-    """Writes the file under a name of its own and renames it when it is complete."""
     # Several processes may fetch the same file at once: each writes its own, and the last rename wins.
-    partial = target.with_name(f".{uuid.uuid4().hex}.partial")
+    partial = _PartialFile(cache / f".{uuid.uuid4().hex}.partial")
     try:
-        with (
-            open(partial, "wb") as file,
-            # disable=None: no bar where the output is not a terminal.
-            tqdm(total=remote.length, unit="B", unit_scale=True, desc=description, disable=None) as progress,
-        ):
-            for chunk in remote.chunks:
-                file.write(chunk)
-                progress.update(len(chunk))
-        written = partial.stat().st_size
-        if remote.length is not None and written != remote.length:
-            raise _TemporaryFailure(f"got {written} of {remote.length} bytes")
-        os.replace(partial, target)
+        for pause in (*pauses, None):
+            try:
+                with open_remote(url, partial) as remote:
+                    target = cache / f"{url_hash}.{_sha256(remote.version)}{_suffix(url)}"
+                    if not _is_whole(target, remote.length, sha256):
+                        _write(remote, partial, url, max_bytes)
+                        _verify(remote, partial, sha256)
+                        _publish(partial.path, target)
+                    return target
+            except _TemporaryFailure as failure:
+                reason = str(failure)
+                if isinstance(failure, _StartAgain):
+                    partial.version = ""
+            if pause is not None:
+                logger.info("%s: %s; next attempt in about %g s", _public_url(url), reason, pause)
+                # A generator of its own: the global one is the training's, which must not depend on the network.
+                time.sleep(pause * random.Random().uniform(1, 1.5))
     finally:
-        partial.unlink(missing_ok=True)
+        partial.path.unlink(missing_ok=True)
+
+    copies = [path for path in cache.glob(f"{url_hash}.*") if _is_whole(path, None, sha256)]
+    if not copies:
+        raise OSError(
+            f"cannot download {_public_url(url)}: {reason} ({len(pauses) + 1} attempts); try again later, or fetch the "
+            "file by other means and give its local path"
+        )
+    copy = max(copies, key=lambda path: path.stat().st_mtime)
+    logger.warning("cannot reach %s (%s): using the copy fetched before, %s", _public_url(url), reason, copy)
+    return copy
+
+
+def _write(remote: _RemoteFile, partial: _PartialFile, url: str, max_bytes: int) -> None:
+    """Appends the remote bytes to the partial file, or replaces what it holds where they begin at 0."""
+    folder = partial.path.parent
+    failure = f"cannot download {_public_url(url)}"
+    needed = (remote.length or 0) - remote.start
+    if (remote.length or 0) > max_bytes:
+        raise OSError(f"{failure}: {remote.length} bytes, more than the {max_bytes} allowed")
+    if needed > shutil.disk_usage(folder).free:
+        raise OSError(errno.ENOSPC, f"{failure}: {folder} has not the {needed} bytes free that it takes; {_ROOM}")
+    if remote.start and remote.version != partial.version:
+        raise _StartAgain("the file changed meanwhile")
+    partial.version = remote.version if remote.can_resume else ""
+    size = remote.start
+    with (
+        # Unbuffered: what a full disk refuses would be written again, and refused again, by the closing of the file.
+        open(partial.path, "r+b" if size else "wb", buffering=0) as file,
+        # disable=None: no bar where the output is not a terminal.
+        tqdm(
+            total=remote.length, initial=size, unit="B", unit_scale=True, desc=PurePosixPath(_public_url(url)).name,
+            disable=None,
+        ) as progress,
+    ):  # fmt: skip
+        file.seek(size)
+        for chunk in remote.chunks:
+            size += len(chunk)
+            if size > max_bytes:
+                raise OSError(f"{failure}: more than the {max_bytes} bytes allowed")
+            _write_all(file, chunk, f"{failure}: cannot write to {folder}")
+            progress.update(len(chunk))
+        os.fsync(file.fileno())
+    if remote.length is not None and size != remote.length:
+        raise _TemporaryFailure(f"got {size} of {remote.length} bytes")
+
+
+def _write_all(file, chunk: bytes, failure: str) -> None:
+    remaining = memoryview(chunk)
+    try:
+        while remaining:
+            remaining = remaining[file.write(remaining) :]
+    except OSError as error:
+        raise OSError(error.errno, f"{failure}: {error.strerror}; {_ROOM}") from error
+
+
+def _verify(remote: _RemoteFile, partial: _PartialFile, sha256: str) -> None:
+    """_StartAgain where the file has another hash than it should."""
+    for name, expected in filter(None, (("sha256", sha256) if sha256 else None, remote.digest)):
+        found = _file_digest(name, partial.path)
+        if found != expected:
+            raise _StartAgain(f"the {name} of what came is {found}, not {expected}")
+
+
+def _publish(partial: Path, target: Path) -> None:
+    """Gives the file its final name, for good: after a power cut it is there with all of its bytes, or not at all."""
+    os.replace(partial, target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _is_whole(path: Path, length: int | None, sha256: str) -> bool:
+    if not path.is_file() or (length is not None and path.stat().st_size != length):
+        return False
+    return not sha256 or _file_digest("sha256", path) == sha256
 
 
 @contextmanager
-def _open_http(url: str) -> Iterator[_RemoteFile]:
+def _open_http(url: str, partial: _PartialFile) -> Iterator[_RemoteFile]:
     import requests
 
-    permanent = (
-        requests.exceptions.InvalidURL,
-        requests.exceptions.InvalidSchema,
-        requests.exceptions.MissingSchema,
-        requests.exceptions.TooManyRedirects,
-    )
+    # Unencoded, so that Content-Length counts the bytes of the file.
+    headers = {"Accept-Encoding": "identity"}
+    start = partial.size()
+    if start:
+        headers |= {"Range": f"bytes={start}-", "If-Range": partial.version}
     try:
-        # Unencoded, so that Content-Length counts the bytes of the file.
-        headers = {"Accept-Encoding": "identity"}
-        with requests.get(url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS)) as response:
-            _check_status(url, response.status_code, response.reason)
-            length = response.headers.get("Content-Length", "")
-            is_plain = response.headers.get("Content-Encoding", "identity") == "identity"
-            yield _RemoteFile(
-                version=response.headers.get("ETag") or response.headers.get("Last-Modified") or "",
-                length=int(length) if is_plain and length.isdecimal() else None,
-                chunks=response.iter_content(_CHUNK_BYTES),
-            )
+        with requests.Session() as session:
+            session.max_redirects = MAX_REDIRECTS
+            with session.get(
+                url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS),
+                hooks={"response": _refuse_downgrade},
+            ) as response:  # fmt: skip
+                _check_status(url, response.status_code, response.reason, partial)
+                yield _http_file(response, start)
     # `from None`: the messages of requests quote the whole URL, which may hold credentials.
-    except permanent as error:
-        raise OSError(f"cannot download {_public_url(url)}: {type(error).__name__}") from None
+    except (ValueError, requests.TooManyRedirects) as error:  # bad addresses, also those of redirects, are ValueErrors
+        raise OSError(f"cannot download {_public_url(url)}: {type(error).__name__}; check the address") from None
     except requests.RequestException as error:
         raise _TemporaryFailure(type(error).__name__) from None
 
 
+def _http_file(response, start: int) -> _RemoteFile:
+    """The file of an answer with status 200, or 206 to a request for the bytes from `start` on."""
+    etag = response.headers.get("ETag", "")
+    is_plain = response.headers.get("Content-Encoding", "identity") == "identity"
+    if response.status_code == 206:
+        length = _length_of_rest(response.headers.get("Content-Range", ""), start)
+    else:
+        start = 0
+        announced = response.headers.get("Content-Length", "")
+        length = int(announced) if is_plain and re.fullmatch(r"\d{1,18}", announced, re.ASCII) else None
+    return _RemoteFile(
+        version=etag or response.headers.get("Last-Modified") or "",
+        length=length,
+        start=start,
+        chunks=response.iter_content(_CHUNK_BYTES),
+        # A weak ETag does not promise the same bytes.
+        can_resume=is_plain and etag.startswith('"'),
+    )
+
+
+def _length_of_rest(content_range: str, start: int) -> int:
+    """The length of the whole file; _StartAgain where the answer is not its bytes from `start` to the end."""
+    answered = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", content_range, re.ASCII)
+    if not answered or int(answered[1]) != start or int(answered[2]) + 1 != int(answered[3]):
+        raise _StartAgain("the server answered with another part of the file than it was asked for")
+    return int(answered[3])
+
+
+def _refuse_downgrade(response, **_) -> None:
+    """OSError where an https:// address redirects to one that anyone on the way could read and change."""
+    if response.is_redirect and urlsplit(response.url).scheme == "https":
+        target = urljoin(response.url, response.headers["Location"])
+        if urlsplit(target).scheme != "https":
+            raise OSError(
+                f"cannot download {_public_url(response.url)}: it redirects to {_public_url(target)}, which is no "
+                "https://; if you trust that address, give it yourself"
+            )
+
+
 @contextmanager
-def _open_s3(url: str) -> Iterator[_RemoteFile]:
+def _open_s3(url: str, partial: _PartialFile) -> Iterator[_RemoteFile]:
     bucket, _, key = url.partition("://")[2].partition("/")
+    bucket = bucket.rpartition("@")[2]
     if not bucket or not key:
         raise ValueError(f"an S3 address is s3://bucket/key, got {_public_url(url)}")
     import boto3
+    from botocore import exceptions
     from botocore.config import Config
-    from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError, IncompleteReadError
 
     # One attempt each: the retries are _fetch's, which also cover a body that breaks off.
     config = Config(
@@ -161,37 +312,74 @@ def _open_s3(url: str) -> Iterator[_RemoteFile]:
         read_timeout=READ_SECONDS,
         retries={"total_max_attempts": 1, "mode": "standard"},
     )
+    start = partial.size()
+    which = {"Range": f"bytes={start}-", "IfMatch": partial.version} if start else {"ChecksumMode": "ENABLED"}
     try:
-        answer = boto3.client("s3", config=config).get_object(Bucket=bucket.rpartition("@")[2], Key=key)
+        answer = boto3.client("s3", config=config).get_object(Bucket=bucket, Key=key, **which)
+        is_rest = answer["ResponseMetadata"]["HTTPStatusCode"] == 206
+        length = _length_of_rest(answer.get("ContentRange", ""), start) if is_rest else answer["ContentLength"]
         with closing(answer["Body"]) as body:
             yield _RemoteFile(
-                version=answer.get("ETag", ""), length=answer["ContentLength"], chunks=body.iter_chunks(_CHUNK_BYTES)
+                version=answer.get("ETag", ""),
+                length=length,
+                start=start if is_rest else 0,
+                chunks=body.iter_chunks(_CHUNK_BYTES),
+                can_resume="ETag" in answer,
+                digest=_s3_digest(answer),
             )
-    except ClientError as error:
+    except exceptions.ClientError as error:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        _check_status(url, status, error.response.get("Error", {}).get("Code", ""))
+        _check_status(url, status, error.response.get("Error", {}).get("Code", ""), partial)
         raise
-    except (ConnectionError, HTTPClientError, IncompleteReadError) as error:
+    except (
+        exceptions.ConnectionError, exceptions.HTTPClientError, exceptions.IncompleteReadError,
+        exceptions.FlexibleChecksumError,
+    ) as error:  # fmt: skip
         raise _TemporaryFailure(type(error).__name__) from None
-    except BotoCoreError as error:
-        raise OSError(f"cannot download {_public_url(url)}: {type(error).__name__}") from None
+    except exceptions.BotoCoreError as error:
+        advice = "check the address and boto3's settings (credentials, region, endpoint)"
+        raise OSError(f"cannot download {_public_url(url)}: {type(error).__name__}; {advice}") from None
 
 
-def _check_status(url: str, status: int, reason: str) -> None:
-    """Nothing for 200; _TemporaryFailure where another attempt may help, else an OSError."""
-    if status == 200:
+def _s3_digest(answer: dict) -> tuple[str, str] | None:
+    """What S3 says of the whole object's content; those of objects uploaded in parts are hashes of hashes."""
+    checksum = answer.get("ChecksumSHA256", "")
+    if checksum and "-" not in checksum:
+        return "sha256", base64.b64decode(checksum).hex()
+    etag = answer.get("ETag", "").strip('"')
+    # With a key of KMS or of the customer the ETag is no hash of the content.
+    is_md5 = answer.get("ServerSideEncryption", "AES256") == "AES256" and "SSECustomerAlgorithm" not in answer
+    return ("md5", etag) if is_md5 and re.fullmatch(r"[0-9a-f]{32}", etag) else None
+
+
+def _check_status(url: str, status: int, reason: str, partial: _PartialFile) -> None:
+    """Nothing for a file, or a part where one was asked for; _TemporaryFailure if it may yet come, else OSError."""
+    if status == 200 or (status == 206 and partial.size()):
         return
+    if status in _CHANGED_STATUS and partial.size():
+        raise _StartAgain(f"the file changed meanwhile (HTTP {status})")
     if status >= 500 or status in _RETRY_STATUS:
         raise _TemporaryFailure(f"HTTP {status} {reason}")
     error = FileNotFoundError if status in (404, 410) else OSError
-    raise error(f"cannot download {_public_url(url)}: HTTP {status} {reason}") from None
+    advice = "; check the credentials, and that the address has not expired" if status in (401, 403) else ""
+    raise error(f"cannot download {_public_url(url)}: HTTP {status} {reason}{advice}") from None
 
 
 def _public_url(url: str) -> str:
     """The URL without user, password, query and fragment, any of which may be secret."""
     scheme, _, rest = url.partition("://")
     host, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+    host = host.rpartition("@")[2]
+    # What looks like a port and is none is the beginning of a password with an unescaped / ? or # in it.
+    if not re.fullmatch(r"(\[[^]]*\]|[^:]*)(:\d*)?", host):
+        return f"{scheme}://***"
+    return f"{scheme}://{host}{slash}{path}"
+
+
+def _openai_sha256(url: str) -> str | None:
+    """The hash that OpenAI's addresses have for a folder, before the name of the file."""
+    found = re.match(rf"https?://{re.escape(_OPENAI_HOST)}/(?:.*/)?([0-9a-f]{{64}})/[^/]+$", url)
+    return found[1] if found else None
 
 
 def _suffix(url: str) -> str:
@@ -202,3 +390,12 @@ def _suffix(url: str) -> str:
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def _file_digest(name: str, path: Path) -> str:
+    # The hashes guard against damage, not forgery: MD5 is allowed, where a FIPS machine would refuse it otherwise.
+    digest = hashlib.new(name, usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

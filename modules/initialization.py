@@ -5,11 +5,9 @@ import logging
 import os
 import re
 import tempfile
-import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from torch import nn
@@ -17,6 +15,7 @@ from torch import nn
 from modules.distributed import local_main_process_first
 from modules.file_utils import cached_path
 from modules.module_clip import CLIP
+from modules.tensor_files import load_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -192,37 +191,22 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no weights file at {path}")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
 
+        try:
             content = load_file(path, device="cpu")
-        elif is_torchscript(path):
-            content = torch.jit.load(path, map_location="cpu").state_dict()
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError:
-        # torch's own text advises to load the file in a way that could run its code
-        raise ValueError(f"{path} is damaged or holds more than a state dict of tensors; it was not loaded") from None
-    except Exception as error:  # torch and safetensors raise errors of many kinds; none of them names the file
-        raise ValueError(
-            f"{path} cannot be read as weights (TorchScript archive, state dict of tensors, or .safetensors): "
-            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
-        ) from error
+        except SafetensorError as error:  # which does not name the file
+            raise ValueError(f"{path} cannot be read as safetensors: {error}") from error
+    else:
+        content = load_tensors(path)
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not content or not all(isinstance(v, torch.Tensor) for v in content.values()):
         kind = f"a dict with keys such as {list(content)[:5]}" if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"{path} holds {kind}, not a state dict of tensors")
     return without_module_prefix(content)
-
-
-def is_torchscript(path: Path) -> bool:
-    """True for a TorchScript archive: a zip with a `constants.pkl`, which a `torch.save`d file does not have."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("constants.pkl") for name in archive.namelist())
 
 
 def without_module_prefix(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

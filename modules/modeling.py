@@ -8,18 +8,15 @@ Heads: meanP, seqLSTM, seqTransf, tightTransf are CLIP4Clip's (Luo et al., 2021,
 token-wise interactions and xti its cross encoder (Wang et al., 2022, arXiv:2203.07111).
 """
 
-import dataclasses
 import logging
-import math
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from modules.distributed import all_gather, get_rank, get_world_size
+from modules.configuration import POOLED_HEADERS, TIGHT_HEADERS, TOKEN_HEADERS, CLIP4ClipConfig, check_cross_model
+from modules.distributed import all_gather_together, get_rank, get_world_size
 from modules.initialization import (
     OPENAI_MEAN,
     OPENAI_STD,
@@ -30,103 +27,17 @@ from modules.initialization import (
     read_clip_weights,
     without_module_prefix,
 )
-from modules.losses import CDCR_MODES, CrossEn, channel_correlation, decorrelation_loss, token_correlation
-from modules.module_clip import CLIP, LINEAR_PATCHES
+from modules.losses import CrossEn, channel_correlation, decorrelation_loss, token_correlation
+from modules.module_clip import CLIP
 from modules.module_cross import CrossModel, TransformerClip
 from modules.token_interaction import (
-    WTI_ARCHITECTURES,
-    WTI_PADDINGS,
     softmax_weights,
-    token_interaction,
+    token_interaction_in_blocks,
     uniform_weights,
     weight_mlp,
 )
 
 logger = logging.getLogger(__name__)
-
-POOLED_HEADERS = ("meanP", "seqLSTM", "seqTransf")  # one vector a text, one a video
-TIGHT_HEADERS = ("tightTransf", "xti")  # a cross encoder reads every pair
-TOKEN_HEADERS = ("ti", "wti")  # every word against every frame
-SIM_HEADERS = POOLED_HEADERS + TIGHT_HEADERS + TOKEN_HEADERS
-AGG_MODULES = ("none", "seqLSTM", "seqTransf")
-AGGREGATING_HEADERS = (*TOKEN_HEADERS, "xti")  # the others fix their own aggregation
-CROSS_MODELS = ("cross-base",)
-
-
-@dataclass(frozen=True)
-class CLIP4ClipConfig:
-    """All that the model reads of the command line. Raises ValueError for contradictions, naming values and choices."""
-
-    pretrained_clip_name: str = "ViT-B/32"
-    max_words: int = 20
-    max_frames: int = 100
-    sim_header: str = "meanP"
-    linear_patch: str = "2d"
-    cross_num_hidden_layers: int = 4
-    agg_module: str = "none"
-    wti_arch: int = 2
-    wti_padding: str = "zero"
-    cdcr: int = 0
-    cdcr_alpha1: float = 1.0
-    cdcr_alpha2: float = 0.06
-    cdcr_lambda: float = 0.001
-
-    @classmethod
-    def from_namespace(cls, namespace) -> "CLIP4ClipConfig":
-        """Read the fields from any object with attributes; a missing one, or None, takes the flag's default."""
-        given = {field.name: getattr(namespace, field.name, None) for field in dataclasses.fields(cls)}
-        return cls(**{name: value for name, value in given.items() if value is not None})
-
-    def __post_init__(self):
-        choices = {
-            "sim_header": SIM_HEADERS,
-            "linear_patch": LINEAR_PATCHES,
-            "agg_module": AGG_MODULES,
-            "wti_arch": WTI_ARCHITECTURES,
-            "wti_padding": WTI_PADDINGS,
-            "cdcr": CDCR_MODES,
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"--{name} {getattr(self, name)!r} is unknown; choose from {', '.join(map(str, allowed))}"
-                )
-        for name in ("max_words", "max_frames", "cross_num_hidden_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name)} must be at least 1")
-        if self.max_words < 2:
-            raise ValueError(f"--max_words {self.max_words} leaves no room for the start and the end token")
-        if self.agg_module != "none" and self.sim_header not in AGGREGATING_HEADERS:
-            raise ValueError(
-                f"--agg_module {self.agg_module} belongs to the heads {', '.join(AGGREGATING_HEADERS)}; "
-                f"--sim_header {self.sim_header} fixes its own aggregation"
-            )
-        if self.cdcr and self.sim_header in TIGHT_HEADERS:
-            raise ValueError(
-                f"--cdcr {self.cdcr} needs vectors of texts and videos to decorrelate; --sim_header {self.sim_header} "
-                f"reads pairs (it works with {', '.join(POOLED_HEADERS + TOKEN_HEADERS)})"
-            )
-        for name in ("cdcr_alpha1", "cdcr_alpha2", "cdcr_lambda"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"--{name} {getattr(self, name)} must be a number >= 0")
-
-    def check_lengths(self, positions: int) -> None:
-        """Raise ValueError where texts or videos are longer than the CLIP's context: all positions start from there."""
-        if self.max_words > positions:
-            raise ValueError(f"--max_words {self.max_words} exceeds the CLIP's context of {positions} tokens")
-        needed = self.max_frames if self.aggregation == "seqTransf" else 0
-        if self.sim_header in TIGHT_HEADERS:
-            needed = 1 + self.max_frames  # the sentence vector takes the first position
-        if needed > positions:
-            raise ValueError(
-                f"--max_frames {self.max_frames} needs {needed} positions with --sim_header {self.sim_header} "
-                f"--agg_module {self.agg_module}, but the CLIP has {positions}"
-            )
-
-    @property
-    def aggregation(self) -> str:
-        """Temporal aggregation of the frames: "none", "seqLSTM" or "seqTransf"."""
-        return self.sim_header if self.sim_header in AGG_MODULES else self.agg_module
 
 
 class CLIP4Clip(nn.Module):
@@ -157,6 +68,7 @@ class CLIP4Clip(nn.Module):
         self._start_fresh_heads()
         self.loss_fct = CrossEn()
         self.frame_statistics = tuple(zip(mean, std, strict=True))
+        self.autocast_dtype: torch.dtype | None = None
 
     @classmethod
     def from_pretrained(
@@ -216,7 +128,7 @@ class CLIP4Clip(nn.Module):
         if self.config.sim_header in TIGHT_HEADERS:
             # queries, keys, values, the four times wider hidden layer, and what goes around them
             return 12 * (1 + self.config.max_frames) * self.clip.embed_dim
-        return 3 * self.config.max_words * self.config.max_frames if self.is_token_head else 1
+        return 1
 
     @property
     def input_resolution(self) -> int:
@@ -224,38 +136,57 @@ class CLIP4Clip(nn.Module):
         return self.clip.visual.input_resolution
 
     def forward(self, input_ids, token_type_ids, attention_mask, video, video_mask) -> torch.Tensor | None:
-        """Loss of the global batch in training, None in evaluation.
+        """Loss of the global batch in training, None in evaluation; over several ranks as `loss_of_features` says.
 
         input_ids, attention_mask (G/R,T), video (G/R,V,3,H,W) uint8 or normalised float, video_mask (G/R,V), each with
         or without the pair axis of size 1; `token_type_ids` is there for CLIP4Clip's batch order and not read.
         """
         if not self.training:
             return None
-        attention_mask, video_mask = as_rows(attention_mask), as_rows(video_mask)
+        features = self.encode(input_ids, token_type_ids, attention_mask, video, video_mask)
+        return self.loss_of_features(*features, as_rows(attention_mask), as_rows(video_mask))
+
+    def encode(self, input_ids, token_type_ids, attention_mask, video, video_mask) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features of texts (A,1,D) or (A,T,D) and aggregated frames (B,V,D), of each text and video by itself."""
         sequence_output, visual_output = self.get_sequence_visual_output(
             input_ids, token_type_ids, attention_mask, video, video_mask
         )
-        features = (sequence_output, self.aggregate_frames(visual_output, video_mask), attention_mask, video_mask)
-        if self.config.sim_header == "xti" and get_world_size() > 1:
-            return self.own_rows_and_columns_loss(*features)
-        if self.config.sim_header != "tightTransf":  # that one takes its negatives from this rank alone
-            features = tuple(all_gather(feature) for feature in features)
-        logits = self.score(*features)
-        loss = self.both_ways_loss(logits, logits)
+        return sequence_output, self.aggregate_frames(visual_output, video_mask)
+
+    def loss_of_features(self, sequence_output, frames, attention_mask, video_mask) -> torch.Tensor:
+        """Training loss from this rank's features, as `encode` returns them, and masks (G/R,T), (G/R,V).
+
+        Published gather: every rank returns the loss of the global batch (tightTransf: of its own pairs). Exact gather:
+        this rank's share, whose mean over the ranks is that loss.
+        """
+        own = (sequence_output, frames, attention_mask, video_mask)
+        decorrelated = (attention_mask, video_mask)
+        if self.config.cdcr == 1 and self.is_token_head:
+            # drawn before the gather, so that all ranks decorrelate the same matches
+            decorrelated = (one_random_token(attention_mask), one_random_token(video_mask))
+        everything = (*own, *decorrelated) if self.config.cdcr else own
+        if not self.config.has_local_negatives:
+            everything = all_gather_together(everything, reduce=self.config.has_exact_gather)
+        if self.config.has_exact_gather and get_world_size() > 1:
+            loss = self.own_rows_and_columns_loss(own, everything[:4])
+        else:
+            logits = self.score(*everything[:4])
+            loss = self.both_ways_loss(logits, logits)
         if self.config.cdcr:
-            loss = loss + self.config.cdcr_lambda * self.decorrelation(*features)
+            loss = loss + self.config.cdcr_lambda * self.decorrelation(*everything[:2], *everything[4:])
         return loss
 
-    def own_rows_and_columns_loss(self, sequence_output, frames, attention_mask, video_mask) -> torch.Tensor:
+    def own_rows_and_columns_loss(self, own: tuple, everything: tuple) -> torch.Tensor:
         """Loss of this rank's texts against all videos, and of its videos against all texts.
 
-        Its mean over the ranks, and after DDP the gradient, are those of one process on the whole batch. A rank scores
-        2 G^2 / R pairs instead of G^2, which is what makes a cross encoder affordable.
+        `own` are features and masks in the order of `score`, `everything` those of all ranks by a reducing gather. The
+        loss's mean over the ranks, and after DDP the gradient, are those of one process on the whole batch. A rank
+        scores 2 G^2 / R pairs instead of G^2, which is what makes a cross encoder affordable.
         """
-        all_texts, all_frames = all_gather(sequence_output, reduce=True), all_gather(frames, reduce=True)
-        own_texts = self.score(sequence_output, all_frames, attention_mask, all_gather(video_mask))
-        own_videos = self.score(all_texts, frames, all_gather(attention_mask), video_mask)
-        return self.both_ways_loss(own_texts, own_videos, first_column=get_rank() * sequence_output.shape[0])
+        (texts, frames, text_mask, video_mask), (all_texts, all_frames, all_text_mask, all_video_mask) = own, everything
+        own_texts = self.score(texts, all_frames, text_mask, all_video_mask)
+        own_videos = self.score(all_texts, frames, all_text_mask, video_mask)
+        return self.both_ways_loss(own_texts, own_videos, first_column=get_rank() * texts.shape[0])
 
     def both_ways_loss(self, text_rows, video_columns, first_column: int = 0) -> torch.Tensor:
         """Mean loss of N texts (N,G) that choose among videos, and N videos (G,N) that choose among texts."""
@@ -276,11 +207,17 @@ class CLIP4Clip(nn.Module):
     def get_sequence_output(self, input_ids, token_type_ids=None, attention_mask=None, shaped=False) -> torch.Tensor:
         """Ids (A,T) -> float32 sentence vectors (A,1,D), or all tokens (A,T,D) for the token heads.
 
-        Only the ids are read; the other arguments are CLIP4Clip's. `shaped` says that the pair axis is gone already,
-        which the shapes tell here and below.
+        The ids may be shorter than the mask (`cut_padding`): the tokens are then filled up with zeros to the mask's T,
+        so that every batch, and every rank, has the same. `token_type_ids` are CLIP4Clip's and not read. `shaped` says
+        that the pair axis is gone already, which the shapes tell here and below.
         """
-        sentences, tokens = self.clip.encode_text(as_rows(input_ids))
-        return tokens.float() if self.is_token_head else sentences.float().unsqueeze(1)
+        input_ids = as_rows(input_ids)
+        with self.encoder_precision():
+            if not self.is_token_head:
+                return self.clip.encode_text(input_ids).float().unsqueeze(1)
+            words = self.clip.encode_words(input_ids).float()
+        missing = 0 if attention_mask is None else attention_mask.shape[-1] - input_ids.shape[-1]
+        return F.pad(words, (0, 0, 0, missing)) if missing else words
 
     def get_visual_output(self, video, video_mask, shaped=False, video_frame=-1) -> torch.Tensor:
         """Frames -> the encoder's float32 frame vectors (B,V,D), before temporal aggregation.
@@ -289,7 +226,8 @@ class CLIP4Clip(nn.Module):
         """
         rows, length = as_rows(video_mask).shape
         frames = video.reshape(-1, *video.shape[-3:])
-        vectors = self.clip.encode_image(self.normalize_frames(frames), length)
+        with self.encoder_precision():
+            vectors = self.clip.encode_image(self.normalize_frames(frames), length)
         return vectors.float().view(rows, length, vectors.shape[-1])
 
     def get_sequence_visual_output(
@@ -301,30 +239,37 @@ class CLIP4Clip(nn.Module):
             self.get_visual_output(video, video_mask, shaped, video_frame),
         )
 
+    def encoder_precision(self):
+        """The context in which towers and aggregation compute: autocast to `autocast_dtype`, if that is set.
+
+        It belongs to the model, so that an evaluation encodes as the training did; scores and loss stay in float32.
+        """
+        if self.autocast_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.clip.logit_scale.device.type, dtype=self.autocast_dtype)
+
     def normalize_frames(self, frames: torch.Tensor) -> torch.Tensor:
         """uint8 pixels (N,3,H,W) -> CLIP's normalised floats; float input is taken as normalised already."""
         if frames.is_floating_point():
             return frames
-        normalized = frames.float().div_(255)
+        normalized = torch.empty(frames.shape, dtype=self.clip.dtype, device=frames.device)
         # plain numbers, channel by channel: buffers would be broadcast over the ranks in every step
         for channel, (mean, std) in enumerate(self.frame_statistics):
-            normalized[:, channel].sub_(mean).div_(std)
+            # (pixel / 255 - mean) / std, which reads and writes every pixel once
+            offset = torch.tensor(-mean / std)
+            torch.add(offset, frames[:, channel], alpha=1 / (255 * std), out=normalized[:, channel])
         return normalized
 
     def aggregate_frames(self, visual_output: torch.Tensor, video_mask: torch.Tensor) -> torch.Tensor:
         """Temporal aggregation with a residual, once per video: (B,V,D) -> (B,V,D); the identity for "none"."""
         video_mask = as_rows(video_mask)
-        if self.config.aggregation == "seqTransf":
-            positions = self.frame_position_embeddings.weight[: visual_output.shape[1]]
-            return visual_output + self.transformerClip(visual_output + positions, video_mask)
-        if self.config.aggregation == "seqLSTM":
-            # a packed sequence needs at least one step; the mask drops what an empty video gets from it
-            lengths = video_mask.sum(dim=1).clamp(min=1).cpu()
-            packed = pack_padded_sequence(visual_output, lengths, batch_first=True, enforce_sorted=False)
-            mixed, _ = pad_packed_sequence(
-                self.lstm_visual(packed)[0], batch_first=True, total_length=visual_output.shape[1]
-            )
-            return visual_output + mixed * video_mask.unsqueeze(-1)  # padded positions keep the input
+        with self.encoder_precision():
+            if self.config.aggregation == "seqTransf":
+                positions = self.frame_position_embeddings.weight[: visual_output.shape[1]]
+                return visual_output + self.transformerClip(visual_output + positions, video_mask)
+            if self.config.aggregation == "seqLSTM":
+                # valid frames come first, so that none of them sees the padding, which keeps its input
+                return visual_output + self.lstm_visual(visual_output)[0] * video_mask.unsqueeze(-1)
         return visual_output
 
     def get_similarity_logits(
@@ -363,7 +308,7 @@ class CLIP4Clip(nn.Module):
     def wti_interaction(self, text_features, video_features, text_mask, video_mask) -> torch.Tensor:
         """(Weighted) token-wise interaction of (A,T,D) and (B,V,D) with masks (A,T), (B,V) -> (A,B) in [-1, 1]."""
         weights = self.token_weights(text_features, video_features, text_mask, video_mask)
-        return token_interaction(
+        return token_interaction_in_blocks(
             text_features, video_features, text_mask, video_mask, *weights, self.config.wti_padding
         )
 
@@ -390,18 +335,18 @@ class CLIP4Clip(nn.Module):
         return self.similarity_dense(self.cross(pairs, pair_mask)).view(texts, videos)
 
 
-def check_cross_model(name: str) -> None:
-    """Raise ValueError for another `--cross_model` than CLIP4Clip's, by its name or its path."""
-    if Path(name).name not in CROSS_MODELS:
-        raise ValueError(f"--cross_model {name!r} is unknown; choose from {', '.join(CROSS_MODELS)}")
-
-
 def pooled_vectors(sentences, frames, video_mask) -> tuple[torch.Tensor, torch.Tensor]:
     """Unit vectors of sentences (A,1,D) -> (A,D), and of the masked means of unit frames (B,V,D) -> (B,D)."""
     mask = video_mask.unsqueeze(-1).float()
     # a video without a valid frame divides by 1 and keeps a zero vector
     mean = (F.normalize(frames, dim=-1) * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
     return F.normalize(sentences.squeeze(1), dim=-1), F.normalize(mean, dim=-1)
+
+
+def one_random_token(mask: torch.Tensor) -> torch.Tensor:
+    """(N,L) mask -> (N,L) mask of one valid token of each row, every one as likely; of none where no token is valid."""
+    chances = torch.rand(mask.shape, device=mask.device).masked_fill(mask == 0, -1.0)
+    return F.one_hot(chances.argmax(dim=1), mask.shape[1]) * mask
 
 
 def as_rows(tensor: torch.Tensor) -> torch.Tensor:

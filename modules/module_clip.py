@@ -9,6 +9,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 LINEAR_PATCHES = ("2d", "3d")
 
@@ -17,7 +18,8 @@ class QuickGELU(nn.Module):
     """x * sigmoid(1.702 x), the approximation of GELU that OpenAI's weights were trained with."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * torch.sigmoid(1.702 * x)
+        # the same through SiLU, y * sigmoid(y): the backward keeps one tensor of the hidden layer's size instead of two
+        return F.silu(1.702 * x) / 1.702
 
 
 ACTIVATIONS = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
@@ -43,16 +45,37 @@ class Attention(nn.Module):
         nn.init.normal_(self.out_proj.weight, std=width**-0.5)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, x: torch.Tensor, additive_mask: torch.Tensor | None = None, causal: bool = False) -> torch.Tensor:
-        """(N, L, width) -> (N, L, width); `additive_mask` broadcasts to (N, heads, L, L)."""
-        batch, length, width = x.shape
-        projected = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        # (N, L, 3 width) -> three times (N, heads, L, width / heads)
-        query, key, value = projected.view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        if additive_mask is not None:
-            additive_mask = additive_mask.to(query.dtype)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=additive_mask, is_causal=causal)
-        return self.out_proj(mixed.transpose(1, 2).reshape(batch, length, width))
+    def forward(
+        self,
+        x: torch.Tensor,
+        additive_mask: torch.Tensor | None = None,
+        causal: bool = False,
+        positions: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """(N, L, width) -> (N, L, width), or (N, 1, width) where `positions` (N,) names the one token that asks.
+
+        `additive_mask` broadcasts to (N, heads, L, L); give that or `causal`, not both.
+        """
+        if positions is None:
+            query, key, value = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
+        else:
+            width = x.shape[-1]
+            weight_query, weight_key_value = self.in_proj_weight.split((width, 2 * width))
+            bias_query, bias_key_value = self.in_proj_bias.split((width, 2 * width))
+            query = F.linear(tokens_at(x, positions), weight_query, bias_query)
+            key, value = F.linear(x, weight_key_value, bias_key_value).chunk(2, dim=-1)
+        mask = None if additive_mask is None else within_range(additive_mask, query.dtype)
+        if causal and positions is not None:
+            mask = torch.arange(x.shape[1], device=x.device) <= positions[:, None, None, None]
+        mixed = F.scaled_dot_product_attention(
+            self.split_heads(query), self.split_heads(key), self.split_heads(value),
+            attn_mask=mask, is_causal=causal and positions is None,
+        )  # fmt: skip
+        return self.out_proj(mixed.transpose(1, 2).flatten(2))
+
+    def split_heads(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, L, width) -> (N, heads, L, width / heads)."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 class FeedForward(nn.Sequential):
@@ -83,21 +106,48 @@ class ResidualAttentionBlock(nn.Module):
         self.mlp = FeedForward(width, activation, hidden_width)
         self.ln_2 = LayerNorm(width, eps=layer_norm_eps)
 
-    def forward(self, x: torch.Tensor, additive_mask: torch.Tensor | None = None, causal: bool = False) -> torch.Tensor:
-        x = x + self.attn(self.ln_1(x), additive_mask, causal)
+    def forward(
+        self,
+        x: torch.Tensor,
+        additive_mask: torch.Tensor | None = None,
+        causal: bool = False,
+        positions: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """(N, L, width) -> (N, L, width), or (N, 1, width): the tokens at `positions` (N,) alone."""
+        mixed = self.attn(self.ln_1(x), additive_mask, causal, positions)
+        x = (x if positions is None else tokens_at(x, positions)) + mixed
         return x + self.mlp(self.ln_2(x))
 
 
 class Transformer(nn.Module):
-    """A stack of residual attention blocks, `resblocks.N` in the state dict; (N, L, width) in and out."""
+    """A stack of residual attention blocks, `resblocks.N` in the state dict.
+
+    With `grad_checkpointing` the backward computes each block again instead of keeping what is inside it.
+    """
 
     def __init__(self, width: int, layers: int, heads: int, **block_options):
         super().__init__()
         self.resblocks = nn.ModuleList(ResidualAttentionBlock(width, heads, **block_options) for _ in range(layers))
+        self.grad_checkpointing = False
 
-    def forward(self, x: torch.Tensor, additive_mask: torch.Tensor | None = None, causal: bool = False) -> torch.Tensor:
-        for block in self.resblocks:
-            x = block(x, additive_mask, causal)
+    def forward(
+        self,
+        x: torch.Tensor,
+        additive_mask: torch.Tensor | None = None,
+        causal: bool = False,
+        positions: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """(N, L, width) -> (N, L, width), or (N, 1, width): the tokens at `positions` (N,) alone.
+
+        The last block then reads all tokens, but computes no others: for a class token that is a sixth of its work.
+        """
+        last = len(self.resblocks) - 1
+        for index, block in enumerate(self.resblocks):
+            arguments = (x, additive_mask, causal, positions if index == last else None)
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, *arguments, use_reentrant=False)
+            else:
+                x = block(*arguments)
         return x
 
 
@@ -137,15 +187,16 @@ class VisionTransformer(nn.Module):
     def embed_patches(self, frames: torch.Tensor, video_frame: int) -> torch.Tensor:
         """(N, 3, H, W) -> (N, patches, width); `video_frame` consecutive frames belong to one video."""
         if self.linear_patch == "2d":
-            grid = self.conv1(frames.to(self.conv1.weight.dtype))
-        else:
-            if video_frame < 1 or frames.shape[0] % video_frame:
-                raise ValueError(
-                    f"linear_patch 3d needs the number of frames per video: video_frame={video_frame} "
-                    f"does not divide the {frames.shape[0]} frames"
-                )
-            clips = frames.to(self.conv2.weight.dtype).unflatten(0, (-1, video_frame)).transpose(1, 2)
-            grid = self.conv2(clips).transpose(1, 2).flatten(0, 1)
+            # a convolution whose stride is its kernel is one matrix product over the pixels of each patch
+            kernel = self.conv1.weight
+            return F.linear(pixel_patches(frames.to(kernel.dtype), kernel.shape[-1]), kernel.flatten(1))
+        if video_frame < 1 or frames.shape[0] % video_frame:
+            raise ValueError(
+                f"linear_patch 3d needs the number of frames per video: video_frame={video_frame} "
+                f"does not divide the {frames.shape[0]} frames"
+            )
+        clips = frames.to(self.conv2.weight.dtype).unflatten(0, (-1, video_frame)).transpose(1, 2)
+        grid = self.conv2(clips).transpose(1, 2).flatten(0, 1)
         return grid.flatten(2).transpose(1, 2)
 
     def forward(self, frames: torch.Tensor, video_frame: int = -1) -> torch.Tensor:
@@ -158,8 +209,9 @@ class VisionTransformer(nn.Module):
         x = self.embed_patches(frames, video_frame)
         class_token = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
         x = torch.cat([class_token, x], dim=1) + self.positional_embedding.to(x.dtype)
-        x = self.transformer(self.ln_pre(x))
-        return self.ln_post(x[:, 0]) @ self.proj
+        class_positions = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
+        x = self.transformer(self.ln_pre(x), positions=class_positions)
+        return self.ln_post(x.squeeze(1)) @ self.proj
 
 
 class CLIP(nn.Module):
@@ -225,20 +277,58 @@ class CLIP(nn.Module):
         """(N, 3, H, W) normalised frames -> (N, D)."""
         return self.visual(frames, video_frame)
 
-    def encode_text(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(A, T) ids -> sentence vectors (A, D) and projected tokens (A, T, D).
+    def encode_text(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """(A, T) ids -> sentence vectors (A, D): the projected token at the largest id, which is the end token.
 
-        The sentence vector is the token at the largest id, which is the end token.
         Raises ValueError where T exceeds the context.
         """
+        x = self.transformer(self.embed_words(input_ids), causal=True, positions=input_ids.argmax(dim=-1))
+        return self.ln_final(x.squeeze(1)) @ self.text_projection
+
+    def encode_words(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """(A, T) ids -> all projected tokens (A, T, D). Raises ValueError where T exceeds the context."""
+        return self.ln_final(self.transformer(self.embed_words(input_ids), causal=True)) @ self.text_projection
+
+    def embed_words(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """(A, T) ids -> what the text tower reads, (A, T, width)."""
         length = input_ids.shape[1]
         if length > self.context_length:
             raise ValueError(f"texts of {length} tokens, but this CLIP reads at most {self.context_length}")
-        x = self.token_embedding(input_ids).to(self.dtype) + self.positional_embedding[:length].to(self.dtype)
-        x = self.transformer(x, causal=True)
-        tokens = self.ln_final(x) @ self.text_projection
-        sentences = tokens[torch.arange(tokens.shape[0], device=tokens.device), input_ids.argmax(dim=-1)]
-        return sentences, tokens
+        return self.token_embedding(input_ids).to(self.dtype) + self.positional_embedding[:length].to(self.dtype)
+
+
+def tokens_at(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """One token of each row: (N, L, width) and positions (N,) -> (N, 1, width)."""
+    return x[torch.arange(x.shape[0], device=x.device), positions].unsqueeze(1)
+
+
+def within_range(additive_mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The mask in `dtype`, at least half its lowest number: a row of -inf alone would have no softmax."""
+    return additive_mask.clamp(min=torch.finfo(dtype).min / 2).to(dtype)
+
+
+def pixel_patches(frames: torch.Tensor, size: int) -> torch.Tensor:
+    """(N, 3, H, W) -> the pixels of each patch, in the order of a convolution's kernel: (N, patches, 3 size size)."""
+    rows = frames.unflatten(3, (-1, size)).unflatten(2, (-1, size))
+    return rows.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+def cut_padding(input_ids: torch.Tensor, multiple: int = 8) -> torch.Tensor:
+    """Ids (..., T) without the last columns that are padding, id 0, in every text; a multiple of `multiple` remains.
+
+    The text tower is causal, so what remains is encoded as before. Few lengths keep the shapes few. Call it while the
+    ids are on the host: on a GPU the device would have to be waited for.
+    """
+    used = input_ids.flatten(0, -2).any(dim=0).nonzero()
+    longest = 1 + int(used[-1]) if len(used) else 1
+    return input_ids[..., : -(-longest // multiple) * multiple]
+
+
+def set_grad_checkpointing(model: nn.Module, enabled: bool = True) -> None:
+    """Switch it in every Transformer of the model: CLIP's towers, seqTransf and the cross encoder."""
+    for module in model.modules():
+        if isinstance(module, Transformer):
+            module.grad_checkpointing = enabled
 
 
 def attention_heads(width: int) -> int:

@@ -23,9 +23,9 @@ class TransformerClip(Transformer):
     def __init__(self, width: int, layers: int):
         super().__init__(width, layers, attention_heads(width), layer_norm_eps=LAYER_NORM_EPS)
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """(N, L, width) features and (N, L) mask -> (N, L, width)."""
-        return super().forward(x, additive_padding_mask(mask))
+    def forward(self, x: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+        """(N, L, width) features and (N, L) mask -> (N, L, width), or (N, 1, width) at `positions` (N,) alone."""
+        return super().forward(x, additive_padding_mask(mask), positions=positions)
 
 
 class CrossEmbeddings(nn.Module):
@@ -63,4 +63,5 @@ class CrossModel(nn.Module):
         self.pooler = CrossPooler(width)
 
     def forward(self, features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return self.pooler(self.transformer(self.embeddings(features), mask))
+        first = torch.zeros(features.shape[0], dtype=torch.long, device=features.device)
+        return self.pooler(self.transformer(self.embeddings(features), mask, first))

@@ -1,7 +1,8 @@
 """BertAdam, its learning-rate schedules and CLIP4Clip's parameter groups."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from numbers import Real
 
 import torch
@@ -39,6 +40,9 @@ SCHEDULES: dict[str, Callable[[float, float], float]] = {
 }
 
 NO_DECAY = ("bias", "LayerNorm.bias", "LayerNorm.weight")
+
+# Weights updated together: enough to fill a GPU, few enough for the temporary copies to stay in a CPU's caches.
+NUMBERS_AT_ONCE = 1 << 20
 
 
 class BertAdam(Optimizer):
@@ -125,14 +129,43 @@ class BertAdam(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
+            alike = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, group)
+                    steps = self._state_of(parameter)["step"]
+                    alike[parameter.device, parameter.dtype, steps].append(parameter)
+            for parameters in alike.values():
+                for some in _in_portions(parameters):
+                    self._update(some, group)
         return loss
 
-    def _update(self, parameter: torch.Tensor, group: dict) -> None:
-        gradient = parameter.grad
-        if gradient.is_sparse:
+    def _update(self, parameters: list[nn.Parameter], group: dict) -> None:
+        """One step of parameters of one device, type and number of steps; nothing here waits for the device."""
+        gradients = [parameter.grad for parameter in parameters]
+        states = [self.state[parameter] for parameter in parameters]
+        if group["max_grad_norm"] > 0:
+            _clip_each(gradients, group["max_grad_norm"])
+
+        first_moments = [state["next_m"] for state in states]
+        second_moments = [state["next_v"] for state in states]
+        _scale(first_moments, group["b1"])
+        torch._foreach_add_(first_moments, gradients, alpha=1.0 - group["b1"])
+        _scale(second_moments, group["b2"])
+        torch._foreach_addcmul_(second_moments, gradients, gradients, value=1.0 - group["b2"])
+        denominators = torch._foreach_sqrt(second_moments)
+        torch._foreach_add_(denominators, group["e"])
+        updates = torch._foreach_div(first_moments, denominators)
+        if group["weight_decay"] > 0:
+            torch._foreach_add_(updates, parameters, alpha=group["weight_decay"])
+        # Two steps, not one fused add: rounding rate * update to fp16 first is what the published weights saw.
+        _scale(updates, _scheduled_rate(group, states[0]["step"]))
+        torch._foreach_sub_(parameters, updates)
+        for state in states:
+            state["step"] += 1
+
+    def _state_of(self, parameter: nn.Parameter) -> dict:
+        """The parameter's step and moments, which start at 0."""
+        if parameter.grad.is_sparse:
             raise RuntimeError(
                 f"BertAdam needs dense gradients, the parameter of shape {tuple(parameter.shape)} has a sparse one; "
                 "build its Embedding with sparse=False"
@@ -143,18 +176,33 @@ class BertAdam(Optimizer):
             # In the parameter's own type: fp16 moments for fp16 weights are the published recipe.
             state["next_m"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
             state["next_v"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        if group["max_grad_norm"] > 0:
-            nn.utils.clip_grad_norm_(parameter, group["max_grad_norm"])
+        return state
 
-        state["next_m"].mul_(group["b1"]).add_(gradient, alpha=1.0 - group["b1"])
-        state["next_v"].mul_(group["b2"]).addcmul_(gradient, gradient, value=1.0 - group["b2"])
-        update = state["next_v"].sqrt().add_(group["e"])
-        torch.div(state["next_m"], update, out=update)
-        if group["weight_decay"] > 0:
-            update.add_(parameter, alpha=group["weight_decay"])
-        # Two steps, not one fused add: rounding rate * update to fp16 first is what the published weights saw.
-        parameter.sub_(update.mul_(_scheduled_rate(group, state["step"])))
-        state["step"] += 1
+
+def _in_portions(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """The parameters in lists that end where they reach `NUMBERS_AT_ONCE`."""
+    portion, numbers = [], 0
+    for parameter in parameters:
+        portion.append(parameter)
+        numbers += parameter.numel()
+        if numbers >= NUMBERS_AT_ONCE:
+            yield portion
+            portion, numbers = [], 0
+    if portion:
+        yield portion
+
+
+def _scale(tensors: list[torch.Tensor], factor: float) -> None:
+    """Multiplies every tensor in place, each product rounded once to the tensor's type."""
+    # A plain number would first be rounded to fp16 itself on the CPU: a rate of 1e-8 to 0.
+    torch._foreach_mul_(tensors, torch.tensor(factor, dtype=torch.float64))
+
+
+def _clip_each(gradients: list[torch.Tensor], max_norm: float) -> None:
+    """Scales down, in place, each gradient whose own norm is above `max_norm`, as `clip_grad_norm_` would do one."""
+    norms = torch.stack(torch._foreach_norm(gradients))
+    factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_(gradients, list(factors.unbind()))
 
 
 def prepare_optimizer_groups(

@@ -121,6 +121,10 @@ OUR_FLAGS = [
     ("cdcr_alpha2", float, 0.06),
     ("cdcr_lambda", float, 0.001),
     ("precision", str, None),  # by the device
+    ("compile", bool, False),
+    ("grad_checkpointing", bool, False),
+    ("grad_cache_chunk", int, 0),
+    ("gather", str, "published"),
     ("holdout", int, 0),
     ("post_process", str, "none"),
     ("dsl_temperature", float, 100.0),
@@ -141,7 +145,8 @@ CHOICES = {
     "wti_arch": [1, 2, 3],
     "wti_padding": ["zero", "exclude"],
     "cdcr": [0, 1, 2, 3],
-    "precision": ["clip_fp16", "fp32"],
+    "precision": ["clip_fp16", "fp32", "bf16", "fp16"],
+    "gather": ["published", "exact"],
     "post_process": ["none", "dsl", "qb_norm"],
 }
 
@@ -351,7 +356,7 @@ def test_list_of_flags():
 
 def test_tables_of_flags_have_no_doubles():
     names = [name for name, _, _ in CLIP4CLIP_FLAGS + OUR_FLAGS]
-    assert len(names) == len(set(names)) == 54 + 16
+    assert len(names) == len(set(names)) == 54 + 20
 
 
 def forbidden_lines(tree: ast.AST) -> list[str]:

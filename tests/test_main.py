@@ -20,8 +20,8 @@ from torch import nn
 import main_task_retrieval
 import util
 from main_task_retrieval import get_args, train_epoch
+from modules.configuration import SIM_HEADERS
 from modules.initialization import OPENAI_CLIPS
-from modules.modeling import SIM_HEADERS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -419,7 +419,7 @@ def batch(*values: float) -> tuple[torch.Tensor, ...]:
 
 def run_epoch(model, batches, accumulation=1, n_display=100, global_step=0):
     optimizer = RecordingSGD(model)
-    args = SimpleNamespace(gradient_accumulation_steps=accumulation, n_display=n_display, epochs=5)
+    args = SimpleNamespace(gradient_accumulation_steps=accumulation, grad_cache_chunk=0, n_display=n_display, epochs=5)
     process = util.Process(torch.device("cpu"), rank=1)  # another rank shows no progress bar
     loss, steps = train_epoch(0, args, model, batches, process, optimizer, global_step)
     return loss, steps, optimizer
@@ -474,7 +474,7 @@ def test_logit_scale_stays_within_its_bound(start, end):
 def test_a_loss_that_is_not_finite_stops_before_the_step(value, accumulation):
     model = Weights(1.0)
     optimizer = RecordingSGD(model)
-    args = SimpleNamespace(gradient_accumulation_steps=accumulation, n_display=100, epochs=5)
+    args = SimpleNamespace(gradient_accumulation_steps=accumulation, grad_cache_chunk=0, n_display=100, epochs=5)
     batches = [batch(0.1), batch(0.1), batch(0.1), batch(value), batch(0.1)]
     with pytest.raises(FloatingPointError, match=r"the loss is -?(nan|inf) in epoch 3, batch 4 of 5"):
         train_epoch(2, args, model, batches, util.Process(torch.device("cpu"), rank=1), optimizer, 0)
@@ -489,4 +489,8 @@ def test_progress_lines(caplog):
     expected = (("2/6", "0.062500"), ("6/6", "0.054688"))  # the second is 0.0625 (1 - 2 * 0.0625)
     for message, (step, loss) in zip(caplog.messages, expected, strict=True):
         start = f"Epoch: 1/5, Step: {step}, Lr: 0.000000100-0.000100000, Loss: {loss}, Time/step: "
-        assert re.fullmatch(re.escape(start) + r"\d+\.\d{6}", message)
+        rest = (
+            r"\d+\.\d{6} \(data 0\.000000, compute \d+\.\d{6}\), Clips/s: [\d.]+, Logit scale: 1\.00, "
+            r"Gradient norm: 0\.\d{3}, Peak memory: \d+\.\d\d GB, Eta: 0:00:00"
+        )
+        assert re.fullmatch(re.escape(start) + rest, message), message

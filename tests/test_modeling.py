@@ -5,7 +5,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from modules.modeling import AGGREGATING_HEADERS, SIM_HEADERS, TIGHT_HEADERS, TOKEN_HEADERS, CLIP4Clip, CLIP4ClipConfig
+from modules.configuration import (
+    AGGREGATING_HEADERS,
+    SIM_HEADERS,
+    TIGHT_HEADERS,
+    TOKEN_HEADERS,
+    CLIP4ClipConfig,
+)
+from modules.modeling import CLIP4Clip
 from scripts.make_tiny_clip import tiny_clip_state_dict
 from tests.golden_cases import load_case, load_inputs
 

@@ -1,11 +1,14 @@
-"""CLIP's towers equal open_clip's own model built from the same weights."""
+"""CLIP's towers equal open_clip's own model built from the same weights, in values and gradients."""
 
 import open_clip
 import pytest
 import torch
 
-from modules.module_clip import CLIP, attention_heads
+from modules.initialization import convert_clip_to_float16
+from modules.module_clip import CLIP, attention_heads, cut_padding, set_grad_checkpointing
+from modules.optimization import BertAdam
 from scripts.make_tiny_clip import tiny_clip_state_dict
+from tests.test_modeling import tiny_batch, tiny_model
 
 
 def tiny_weights(**sizes) -> dict[str, torch.Tensor]:
@@ -30,34 +33,167 @@ def open_clip_model(weights: dict[str, torch.Tensor], quick_gelu: bool) -> open_
     return model.eval()
 
 
+def tiny_clip(**options) -> CLIP:
+    weights = tiny_weights()
+    clip = CLIP.from_state_dict(weights, **options)
+    clip.load_state_dict(weights, strict=False)
+    return clip
+
+
+def frames_and_ids() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    frames = torch.randn(5, 3, 32, 32, generator=generator)
+    input_ids = torch.randint(1, 49000, (4, 20), generator=generator)
+    input_ids[torch.arange(4), torch.tensor([2, 19, 7, 11])] = 49407
+    return frames, input_ids
+
+
+def backward_of_both_towers(clip) -> dict[str, torch.Tensor]:
+    """Gradients of a sum of all outputs in which each has its own weight."""
+    frames, input_ids = frames_and_ids()
+    outputs = torch.cat([clip.encode_image(frames), clip.encode_text(input_ids)])
+    direction = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(9))
+    (outputs.float() * direction).sum().backward()
+    return {name: parameter.grad for name, parameter in clip.named_parameters() if parameter.grad is not None}
+
+
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
 def test_towers_equal_open_clips(activation):
     weights = tiny_weights()
     ours = CLIP.from_state_dict(weights, activation=activation).eval()
     ours.load_state_dict(weights, strict=True)
     theirs = open_clip_model(weights, quick_gelu=activation == "quick_gelu")
-    generator = torch.Generator().manual_seed(7)
-    frames = torch.randn(5, 3, 32, 32, generator=generator)
-    input_ids = torch.randint(1, 49000, (4, 20), generator=generator)
-    input_ids[torch.arange(4), torch.tensor([2, 19, 7, 11])] = 49407
+    frames, input_ids = frames_and_ids()
     with torch.no_grad():
         assert torch.allclose(ours.encode_image(frames), theirs.encode_image(frames), atol=1e-5)
-        assert torch.allclose(ours.encode_text(input_ids)[0], theirs.encode_text(input_ids), atol=1e-5)
-        assert not torch.allclose(ours.encode_text(input_ids)[0][0], ours.encode_text(input_ids)[0][1], atol=1e-2)
+        sentences = ours.encode_text(input_ids)
+        assert torch.allclose(sentences, theirs.encode_text(input_ids), atol=1e-5)
+        assert not torch.allclose(sentences[0], sentences[1], atol=1e-2)
+        embedded = theirs.token_embedding(input_ids) + theirs.positional_embedding
+        words = theirs.ln_final(theirs.transformer(embedded, attn_mask=theirs.attn_mask)) @ theirs.text_projection
+        assert torch.allclose(ours.encode_words(input_ids), words, atol=1e-5)
+
+
+def test_gradients_equal_open_clips():
+    weights = tiny_weights()
+    theirs = backward_of_both_towers(open_clip_model(weights, quick_gelu=True))
+    ours = backward_of_both_towers(tiny_clip())
+    assert ours.keys() == theirs.keys() == weights.keys() - {"logit_scale"}
+    for name, expected in theirs.items():
+        assert (ours[name] - expected).abs().max() <= 2e-6 * max(g.abs().max() for g in theirs.values()), name
+
+
+def test_only_the_token_that_is_used_passes_the_last_block():
+    clip = tiny_clip()
+    lengths = []
+    for tower in (clip.visual.transformer, clip.transformer):
+        for block in tower.resblocks:
+            block.mlp.register_forward_hook(lambda layer, inputs, output: lengths.append(output.shape[1]))
+    frames, input_ids = frames_and_ids()
+    clip.encode_image(frames)
+    clip.encode_text(input_ids)
+    clip.encode_words(input_ids)
+    assert lengths == [17, 1, 20, 20, 1, 20, 20, 20]
+
+
+def test_grad_checkpointing_keeps_less_and_changes_no_gradient():
+    kept, gradients = [], []
+    for enabled in (False, True):
+        clip = tiny_clip()
+        set_grad_checkpointing(clip, enabled)
+        kept.append(0)
+
+        def count(tensor):
+            kept[-1] += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            frames, input_ids = frames_and_ids()
+            clip.encode_image(frames), clip.encode_text(input_ids)
+        gradients.append(backward_of_both_towers(clip))
+    assert kept[1] < kept[0] / 4
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+
+
+@pytest.mark.parametrize("precision", ["clip_fp16", torch.bfloat16, torch.float16])
+def test_half_precision_gives_about_the_same_gradients(precision):
+    expected = backward_of_both_towers(tiny_clip())
+    clip = tiny_clip()
+    if precision == "clip_fp16":
+        convert_clip_to_float16(clip)
+        gradients = backward_of_both_towers(clip)
+    else:
+        with torch.autocast("cpu", dtype=precision):
+            gradients = backward_of_both_towers(clip)
+    assert {name: g.dtype for name, g in gradients.items()} == {name: p.dtype for name, p in named_trained(clip)}
+    difference = sum((gradients[name].float() - expected[name]).square().sum() for name in expected).sqrt()
+    size = sum(gradient.square().sum() for gradient in expected.values()).sqrt()
+    assert difference < (0.04 if precision == torch.bfloat16 else 0.01) * size
+
+
+def named_trained(clip: CLIP) -> list[tuple[str, torch.nn.Parameter]]:
+    return [(name, parameter) for name, parameter in clip.named_parameters() if name != "logit_scale"]
+
+
+def test_a_step_never_reads_the_device():
+    """On the meta device, where tensors have no values: whatever would make the host wait for one raises."""
+    clip = tiny_clip().to("meta")
+    frames, input_ids = (tensor.to("meta") for tensor in frames_and_ids())
+    for outputs in (clip.encode_image(frames), clip.encode_text(input_ids), clip.encode_words(input_ids)):
+        outputs.sum().backward()
+    optimizer = BertAdam(clip.parameters(), lr=0.1)
+    torch.nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
+    optimizer.step()
+    assert optimizer.state[clip.text_projection]["next_m"].is_meta
+    with pytest.raises(NotImplementedError, match="[Mm]eta"):
+        cut_padding(input_ids)
+
+
+def test_the_towers_compile_as_one_graph():
+    clip = tiny_clip()
+    frames, _ = frames_and_ids()
+    compiled = torch.compile(clip.visual, fullgraph=True, backend="eager")
+    assert torch.allclose(compiled(frames), clip.visual(frames), atol=1e-6)
 
 
 def test_a_short_text_uses_the_first_positions():
     """Cutting the padding off changes nothing before the cut: the mask is causal."""
-    weights = tiny_weights()
-    clip = CLIP.from_state_dict(weights).eval()
-    clip.load_state_dict(weights)
+    clip = tiny_clip().eval()
     input_ids = torch.tensor([[49406, 5, 9, 49407, 0, 0, 0, 0]])
     with torch.no_grad():
-        sentence, tokens = clip.encode_text(input_ids)
-        short_sentence, short_tokens = clip.encode_text(input_ids[:, :4])
-    assert torch.allclose(sentence, short_sentence, atol=1e-6)
-    assert torch.allclose(tokens[:, :4], short_tokens, atol=1e-6)
-    assert torch.equal(sentence[0], tokens[0, 3])
+        sentence, words = clip.encode_text(input_ids), clip.encode_words(input_ids)
+        assert torch.allclose(sentence, clip.encode_text(input_ids[:, :4]), atol=1e-6)
+        assert torch.allclose(words[:, :4], clip.encode_words(input_ids[:, :4]), atol=1e-6)
+    assert torch.allclose(sentence[0], words[0, 3], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "multiple", "kept"),
+    [([3, 5], 8, 8), ([8, 1], 8, 8), ([9, 1], 8, 12), ([3, 5], 1, 5), ([3, 5], 4, 8), ([0, 0], 8, 8), ([0], 1, 1)],
+)
+def test_cut_padding(lengths, multiple, kept):
+    input_ids = (torch.arange(12) < torch.tensor(lengths)[:, None]).long() * 7
+    assert torch.equal(cut_padding(input_ids, multiple), input_ids[:, :kept])
+    assert torch.equal(cut_padding(input_ids[:, None], multiple), input_ids[:, None, :kept])
+
+
+@pytest.mark.parametrize("head", ["meanP", "wti", "xti"])
+def test_cut_texts_train_as_whole_ones(head):
+    input_ids, segment_ids, input_mask, video, video_mask = tiny_batch()
+    input_ids[:, 5:], input_mask[:, 5:] = 0, 0
+    losses, gradients = [], []
+    for ids in (input_ids, cut_padding(input_ids, 1)):
+        model = tiny_model(head).train()
+        torch.manual_seed(3)
+        loss = model(ids, segment_ids, input_mask, video, video_mask)
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+        assert model.get_sequence_output(ids, None, input_mask).shape[1] == (7 if head == "wti" else 1)
+    assert ids.shape == (5, 5)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert (gradients[0] - gradients[1]).abs().max() <= 2e-6 * gradients[0].abs().max()
 
 
 def test_3d_patch_with_the_kernel_in_the_middle_is_the_2d_patch():

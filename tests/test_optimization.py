@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from modules import optimization
 from modules.optimization import BertAdam, prepare_optimizer_groups, warmup_constant, warmup_cosine, warmup_linear
 
 
@@ -178,6 +179,65 @@ def test_fp16_update_is_rounded_before_it_is_applied():
     parameter.grad = torch.ones(1, dtype=torch.float16)
     optimizer.step()
     assert parameter.item() == 2.0**-13
+
+
+def plain_bertadam_step(parameters: list[nn.Parameter], moments: dict, steps: dict, group: dict, rate) -> None:
+    """One parameter and one operation after the other, from the formulas of Devlin et al.'s optimizer."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            continue
+        nn.utils.clip_grad_norm_(parameter, 0.5)
+        first, second = moments.setdefault(parameter, (torch.zeros_like(parameter), torch.zeros_like(parameter)))
+        first.copy_(first * 0.9 + parameter.grad * (1 - 0.9))
+        second.copy_(second * 0.98 + (1 - 0.98) * parameter.grad * parameter.grad)
+        update = first / (second.sqrt() + group["e"])
+        if group["weight_decay"]:
+            update = update + group["weight_decay"] * parameter
+        step = steps.get(parameter, 0)
+        parameter.sub_(update * (group["lr"] * rate(step / 50, 0.1)))
+        steps[parameter] = step + 1
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12), (torch.float16, 4e-3)])
+@pytest.mark.parametrize("numbers_at_once", [1, 40, 1 << 20])
+def test_fifty_steps_equal_a_plain_loop(dtype, tolerance, numbers_at_once, monkeypatch):
+    """Parameters of several shapes, types and groups; some have no gradient at times, so that their clocks differ."""
+    monkeypatch.setattr(optimization, "NUMBERS_AT_ONCE", numbers_at_once)
+    generator = torch.Generator().manual_seed(0)
+    values = [torch.randn(shape, generator=generator) for shape in [(3, 5), (7,), (2, 3, 2), (), (40,), (6, 4)]]
+    # the second and third are of another type than the rest of their groups
+    types = [dtype, torch.float32, torch.float32, dtype, dtype, dtype]
+    ours, plain = (
+        [nn.Parameter(value.to(kind, copy=True)) for value, kind in zip(values, types, strict=True)] for _ in range(2)
+    )
+    settings = [{"lr": 0.01, "weight_decay": 0.2, "e": 1e-4}, {"lr": 0.002, "weight_decay": 0.0, "e": 1e-4}]
+    groups = [{"params": ours[:3], **settings[0]}, {"params": ours[3:], **settings[1]}]
+    optimizer = BertAdam(
+        groups, lr=1.0, warmup=0.1, t_total=50, schedule="warmup_cosine", b1=0.9, b2=0.98, max_grad_norm=0.5
+    )
+    moments, steps = {}, {}
+    for step in range(50):
+        for index, (mine, theirs) in enumerate(zip(ours, plain, strict=True)):
+            # norms on both sides of the limit
+            gradient = torch.randn(mine.shape, generator=generator) * (0.05 if step % 3 else 1.0)
+            mine.grad = None if index in (1, 4) and step % 7 == 2 else gradient.to(mine.dtype)
+            theirs.grad = None if mine.grad is None else mine.grad.clone()
+        optimizer.step()
+        with torch.no_grad():
+            plain_bertadam_step(plain[:3], moments, steps, settings[0], warmup_cosine)
+            plain_bertadam_step(plain[3:], moments, steps, settings[1], warmup_cosine)
+    for mine, theirs, value in zip(ours, plain, values, strict=True):
+        own_tolerance = tolerance if mine.dtype == dtype else 1e-6
+        assert (mine - theirs).abs().max() <= own_tolerance
+        assert (mine - value.to(mine.dtype)).abs().max() > 1e-2
+        assert optimizer.state[mine]["step"] == steps[theirs]
+
+
+def test_fp16_rate_is_not_rounded_before_the_product():
+    # 1e-8 is 0 in fp16, and 4 * 1e-8 rounds to its smallest number, 2^-24
+    tensor = torch.tensor([4.0, 0.25], dtype=torch.float16)
+    optimization._scale([tensor], 1e-8)
+    assert tensor.tolist() == [2.0**-24, 0.0]
 
 
 def test_sparse_gradient_is_a_clear_error():
