@@ -44,7 +44,12 @@ class CaptionsOnly:
 
 
 class MissingVideosError(FileNotFoundError):
-    """Some videos of a split have no file."""
+    """Some videos of a split have no file: `missing` are their ids, `found` the files of the others by id."""
+
+    def __init__(self, message: str, missing: list[str], found: dict[str, Path]):
+        super().__init__(message)
+        self.missing = missing
+        self.found = found
 
 
 def locate_captions(
@@ -115,7 +120,7 @@ def find_videos(video_ids: Iterable[str], features_path, *, by_name: bool = Fals
         _check_id(video_id, folder)
     names: dict[str, list[str]] = {}
     stems: dict[str, list[str]] = {}
-    for entry in _walk(folder):
+    for entry in walk_files(folder):
         names.setdefault(entry.name, []).append(entry.path)
         stem, extension = os.path.splitext(entry.name)
         if extension.lower() in VIDEO_EXTENSIONS:
@@ -132,19 +137,22 @@ def find_videos(video_ids: Iterable[str], features_path, *, by_name: bool = Fals
         return names.get(video_id) or stems.get(video_id) or (stems.get(stem, []) if is_file_name else [])
 
     found = {video_id: files_of(video_id) for video_id in video_ids}
-    missing = [video_id for video_id, paths in found.items() if not paths]
-    if missing:
-        raise MissingVideosError(
-            f"{len(missing)} of {len(found)} videos have no file under {folder} (--features_path): "
-            f"{first_names(missing)}"
-        )
     several = [" and ".join(sorted(paths)) for paths in found.values() if len(paths) > 1]
     if several:
         raise ValueError(
             f"{len(several)} of {len(found)} videos have more than one file under {folder} (--features_path); "
             f"keep one, or name a narrower folder: {first_names(several)}"
         )
-    return {video_id: Path(paths[0]) for video_id, paths in found.items()}
+    missing = [video_id for video_id, paths in found.items() if not paths]
+    located = {video_id: Path(paths[0]) for video_id, paths in found.items() if paths}
+    if missing:
+        raise MissingVideosError(
+            f"{len(missing)} of {len(found)} videos have no file under {folder} (--features_path): "
+            f"{first_names(missing)}",
+            missing,
+            located,
+        )
+    return located
 
 
 def first_names(names: list[str]) -> str:
@@ -168,7 +176,7 @@ def _check_id(video_id: str, folder: Path) -> None:
         raise ValueError(f"the video id {video_id!r} names no file inside {folder} (--features_path)")
 
 
-def _walk(folder: Path) -> Iterator[os.DirEntry]:
+def walk_files(folder: Path) -> Iterator[os.DirEntry]:
     """Every file below `folder`; links are followed, and each real folder is visited once, so cycles end."""
     waiting, visited = [os.fspath(folder)], set()
     while waiting:

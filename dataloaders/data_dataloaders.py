@@ -1,6 +1,6 @@
 """The one place that builds a DataLoader: `DATALOADER_DICT[data set][split]`, and the loaders of an evaluation.
 
-To add a data set, write its reader, `read_split(args, subset) -> Annotations`, and give it a line at the end.
+To add a data set, write its reader, `read_split(args, subset) -> Annotations`, and give it two lines at the end.
 """
 
 import logging
@@ -252,14 +252,25 @@ def _loaders(read_split: ReadSplit, every_caption: Callable[..., bool] = _always
     }
 
 
+READERS = {
+    "activity": dataloader_activitynet_retrieval.read_split,
+    "custom": dataloader_custom_retrieval.read_split,
+    "didemo": dataloader_didemo_retrieval.read_split,
+    "lsmdc": dataloader_lsmdc_retrieval.read_split,
+    "msrvtt": dataloader_msrvtt_retrieval.read_split,
+    "msvd": dataloader_msvd_retrieval.read_split,
+    "vatex": dataloader_vatex_retrieval.read_split,
+}
+"""By data set: `read_split(args, subset) -> Annotations`."""
+
 DATALOADER_DICT = {
-    "activity": _loaders(dataloader_activitynet_retrieval.read_split, has_test=False),
-    "custom": _loaders(dataloader_custom_retrieval.read_split),
-    "didemo": _loaders(dataloader_didemo_retrieval.read_split),
-    "lsmdc": _loaders(dataloader_lsmdc_retrieval.read_split),
-    "msrvtt": _loaders(dataloader_msrvtt_retrieval.read_split, _msrvtt_every_caption, has_test=False),
-    "msvd": _loaders(dataloader_msvd_retrieval.read_split),
-    "vatex": _loaders(dataloader_vatex_retrieval.read_split),
+    "activity": _loaders(READERS["activity"], has_test=False),
+    "custom": _loaders(READERS["custom"]),
+    "didemo": _loaders(READERS["didemo"]),
+    "lsmdc": _loaders(READERS["lsmdc"]),
+    "msrvtt": _loaders(READERS["msrvtt"], _msrvtt_every_caption, has_test=False),
+    "msvd": _loaders(READERS["msvd"]),
+    "vatex": _loaders(READERS["vatex"]),
 }
 """By data set: `train(args, tokenizer, image_resolution=224) -> (loader, length, sampler)`, `val` and `test`
 `(args, tokenizer, subset="test", image_resolution=224) -> (loader, length)`, where `subset` chooses the split.  Without

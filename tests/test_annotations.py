@@ -39,6 +39,8 @@ def test_missing_videos_are_counted_and_the_first_five_named(tmp_path):
     assert "video6" not in str(error.value)
     assert str(tmp_path) in str(error.value) and "--features_path" in str(error.value)
     assert isinstance(error.value, FileNotFoundError)
+    assert list(error.value.missing) == [f"video{number}" for number in (0, 1, 2, 4, 5, 6, 7)]
+    assert error.value.found == {"video3": tmp_path / "video3.mp4"}
 
 
 def test_two_files_of_one_wanted_video_are_an_error_and_of_others_are_not(tmp_path):

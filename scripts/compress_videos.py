@@ -1,0 +1,265 @@
+"""Small copies of all videos of a folder: `python -m scripts.compress_videos --input_root DIR --output_root DIR`
+
+Each copy is an H.264 mp4 of 3 pictures per second without sound, its shorter side 224 pixels, in the same subfolder
+and under the same name. A copy replaces nothing before it has been read back. Run it again after an interruption:
+copies that are complete and of the same settings are kept.
+"""
+
+import argparse
+import csv
+import heapq
+import os
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from dataloaders.annotations import VIDEO_EXTENSIONS, first_names, require_path, walk_files
+from dataloaders.rawvideo_util import RawVideoExtractor, VideoReadError
+from dataloaders.video_decoding import VideoReader
+from scripts.worker_pool import ProcessDied, available_cores, run_tasks
+
+FAILURES_FILE = "compress_failures.csv"
+OUTCOMES = ("compressed", "kept", "failed")
+PRELOAD = ("av", "dataloaders.rawvideo_util")  # what takes the time of importing this file
+EXTENSIONS = (*VIDEO_EXTENSIONS, ".")  # DiDeMo's list has names that end in a bare dot
+CRF = 18  # x264's scale of loss, at which none is seen; the files are small as they are
+REORDERED_FRAMES = 16  # no H.264 or HEVC stream swaps frames farther than this
+TIME_TOLERANCE = 0.002  # seconds; some containers keep times in whole milliseconds
+LONGEST_PICTURE = 600.0  # seconds; times that jump farther are damaged, and would fill the disk with one picture
+LOSS_TOLERANCE = 1.0  # seconds, the unit in which frames are sampled
+
+
+def find_jobs(input_root: Path, output_root: Path) -> list[tuple[Path, Path]]:
+    """Every video below `input_root` and where its copy belongs, sorted.
+
+    Raises:
+        FileNotFoundError: `input_root` is no folder.
+        ValueError: one folder lies in the other, there is no video, or two videos would share a copy.
+    """
+    require_path(input_root, "--input_root", folder=True)
+    here, there = input_root.resolve(), output_root.resolve()
+    if here.is_relative_to(there) or there.is_relative_to(here):
+        raise ValueError(
+            f"--input_root {input_root} and --output_root {output_root} must lie apart: copies would be taken for "
+            "originals, or replace them"
+        )
+    sources: dict[Path, list[Path]] = {}
+    for entry in walk_files(input_root):
+        stem, extension = os.path.splitext(entry.path)
+        if extension.lower() in EXTENSIONS:
+            target = output_root / Path(f"{stem}.mp4").relative_to(input_root)
+            sources.setdefault(target, []).append(Path(entry.path))
+    if not sources:
+        raise ValueError(f"no video below {input_root} (--input_root); its name would end in {', '.join(EXTENSIONS)}")
+    shared = [" and ".join(map(str, sorted(paths))) for paths in sources.values() if len(paths) > 1]
+    if shared:
+        raise ValueError(f"{len(shared)} copies would have more than one original; keep one of {first_names(shared)}")
+    return sorted((paths[0], target) for target, paths in sources.items())
+
+
+def compress_or_keep(job: tuple[Path, Path], fps: int, size: int) -> tuple[str, str]:
+    """Make the copy of `job` (original, copy) unless it is there: one of `OUTCOMES`, and the reason of a failure."""
+    source, target = job
+    try:
+        if is_finished(source, target, fps, size):
+            return "kept", ""
+        compress_video(source, target, fps, size)
+    except VideoReadError as error:
+        return "failed", error.reason
+    except (av.FFmpegError, OSError) as error:
+        return "failed", error.strerror or str(error)
+    return "compressed", ""
+
+
+def is_finished(source: Path, target: Path, fps: int, size: int) -> bool:
+    """True where `target` is a complete copy of `source` with these settings."""
+    if not target.is_file():
+        return False
+    try:
+        with av.open(os.path.abspath(target)) as container:  # an mp4's header is at its end: a part of one has none
+            return container.metadata.get("comment") == describe_copy(source, fps, size)
+    except av.FFmpegError:
+        return False
+
+
+def describe_copy(source: Path, fps: int, size: int) -> str:
+    """What a copy says of itself: the settings, and the size of its original, which another original would change."""
+    return f"compress_videos: fps {fps}, size {size}, crf {CRF}, original of {source.stat().st_size} bytes"
+
+
+def compress_video(source: Path, target: Path, fps: int, size: int) -> None:
+    """Write the copy `target` of `source`; it appears there complete, checked, or not at all.
+
+    Raises:
+        VideoReadError: `source` is damaged, or the copy cannot be read back as it was written.
+        av.FFmpegError, OSError: reading or writing failed.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(f".{target.name}.unfinished")
+    try:
+        frame_count = write_copy(source, unfinished, fps, size)
+        check_copy(unfinished, frame_count, fps)
+        os.replace(unfinished, target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_copy(source: Path, unfinished: Path, fps: int, size: int) -> int:
+    """Encode the pictures of `source` into `unfinished`; their number."""
+    with VideoReader(source) as video, av.open(os.path.abspath(unfinished), "w", format="mp4") as output:
+        output.metadata["comment"] = describe_copy(source, fps, size)
+        stream = output.add_stream("libx264", rate=fps, options={"crf": str(CRF)})
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1  # there is a process for every core
+        frame_count = 0
+        for frame in frames_on_screen(video, fps):
+            picture = video.picture(frame)
+            if frame_count == 0:
+                stream.width, stream.height = copy_size(*picture.size, size)
+            picture = picture.resize((stream.width, stream.height), Image.Resampling.BICUBIC)
+            copied = av.VideoFrame.from_ndarray(np.asarray(picture), format="rgb24")
+            copied.pts, copied.time_base = frame_count, Fraction(1, fps)
+            output.mux(stream.encode(copied))
+            frame_count += 1
+        output.mux(stream.encode())
+    return frame_count
+
+
+def frames_on_screen(video: VideoReader, fps: int) -> Iterator[av.VideoFrame]:
+    """What `video` shows 0, 1/fps, 2/fps, ... seconds after its first frame, until its end; at least one frame.
+
+    Raises VideoReadError where it cannot be decoded to its end, or ends a second or more too early.
+    """
+    interval = min(1 / video.header.fps, LONGEST_PICTURE)
+    shown, start, last, count = None, 0.0, 0.0, 0
+    try:
+        for time, frame in timed_frames(video.container.decode(video.stream), interval):
+            if shown is None:
+                start = last = time
+            if not 0 <= time - last <= LONGEST_PICTURE:
+                raise VideoReadError(video.path, f"times jump by {time - last:.1f} after {last - start:.1f} seconds")
+            while shown is not None and count / fps < time - start - TIME_TOLERANCE:
+                yield shown
+                count += 1
+            shown, last = frame, time
+    except av.FFmpegError as error:
+        raise VideoReadError(video.path, f"it cannot be decoded to its end: {error.strerror}") from error
+    if shown is None:
+        raise VideoReadError(video.path, "no frame could be decoded")
+    end, promised = last + interval, promised_end(video, start)
+    if end < promised - LOSS_TOLERANCE:
+        raise VideoReadError(video.path, f"it ends at second {end:.1f}, not {promised:.1f} as its header says")
+    while count == 0 or count / fps < end - start - TIME_TOLERANCE:
+        yield shown
+        count += 1
+
+
+def timed_frames(frames: Iterable[av.VideoFrame], interval: float) -> Iterator[tuple[float, av.VideoFrame]]:
+    """The frames with their times in seconds; one without a time follows the last one after `interval`.
+
+    Frames come in the order of the film. In AVI files some bear each other's times: put in order, these are right.
+    """
+    times: list[float] = []
+    waiting: deque[av.VideoFrame] = deque()
+    time = -interval
+    for frame in frames:
+        time = time + interval if frame.time is None else frame.time
+        heapq.heappush(times, time)
+        waiting.append(frame)
+        if len(waiting) > REORDERED_FRAMES:
+            yield heapq.heappop(times), waiting.popleft()
+    while waiting:
+        yield heapq.heappop(times), waiting.popleft()
+
+
+def promised_end(video: VideoReader, start: float) -> float:
+    """The second at which the header says that the video ends, where its first frame has `start`; 0 if it is silent."""
+    if video.stream.duration:
+        return start + float(video.stream.duration * video.stream.time_base)
+    return (video.container.duration or 0) / av.time_base  # of Matroska and WebM, which count from 0
+
+
+def copy_size(width: int, height: int, size: int) -> tuple[int, int]:
+    """Width and height of the copy: the shorter side is `size`, the longer one even, as H.264 needs, and in proportion.
+
+    >>> copy_size(1280, 720, 224), copy_size(240, 320, 224)
+    ((398, 224), (224, 298))
+    """
+    longer = 2 * round(size * max(width, height) / min(width, height) / 2)
+    return (longer, size) if width >= height else (size, longer)
+
+
+def check_copy(path: Path, frame_count: int, fps: int) -> None:
+    """Raise VideoReadError unless the project's reader finds `frame_count` frames at `fps` per second in `path`."""
+    with av.open(os.path.abspath(path)) as container:
+        rate = container.streams.video[0].average_rate
+    # At this rate every frame is a sample, and one more would be seen.
+    found = len(RawVideoExtractor(fps, size=1).read_frames(path, frame_count + 1))
+    if (found, rate) != (frame_count, fps):
+        raise VideoReadError(
+            path, f"the copy reads as {found} frames at {rate} per second, not {frame_count} at {fps}: it is not kept"
+        )
+
+
+def compress_all(jobs: list[tuple[Path, Path]], fps: int, size: int, processes: int) -> dict[str, list]:
+    """By outcome (`OUTCOMES`), the originals with the reasons of failures, sorted."""
+    outcomes: dict[str, list[tuple[Path, str]]] = {outcome: [] for outcome in OUTCOMES}
+    results = run_tasks(partial(compress_or_keep, fps=fps, size=size), jobs, processes, PRELOAD)
+    for (source, _), result in tqdm(results, total=len(jobs), unit="video", desc="compress"):
+        if isinstance(result, ProcessDied):
+            result = "failed", f"the process that compressed it was {result.reason}"
+        outcome, reason = result
+        outcomes[outcome].append((source, reason))
+    return {outcome: sorted(sources) for outcome, sources in outcomes.items()}
+
+
+def write_failures(path: Path, failures: list[tuple[Path, str]]) -> None:
+    """A csv with the columns path and reason; without a row where there are no failures."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("path", "reason"), *failures])
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--input_root", type=Path, required=True, help="folder of the videos, searched recursively")
+    parser.add_argument("--output_root", type=Path, required=True, help="folder of the copies")
+    parser.add_argument("--fps", type=int, default=3, help="pictures per second")
+    parser.add_argument("--size", type=int, default=224, help="pixels of the shorter side, an even number")
+    parser.add_argument("--num_workers", type=int, default=available_cores(), help="processes")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    try:
+        if args.fps < 1 or args.num_workers < 1:
+            raise ValueError(f"--fps {args.fps} and --num_workers {args.num_workers} must be at least 1")
+        if args.size < 2 or args.size % 2:
+            raise ValueError(f"--size {args.size} must be even, as H.264 needs it, and at least 2")
+        jobs = find_jobs(args.input_root, args.output_root)
+        args.output_root.mkdir(parents=True, exist_ok=True)
+        outcomes = compress_all(jobs, args.fps, args.size, args.num_workers)
+        write_failures(args.output_root / FAILURES_FILE, outcomes["failed"])
+    except (OSError, ValueError) as error:
+        sys.exit(f"compress_videos: {error}")
+    except KeyboardInterrupt:
+        sys.exit("compress_videos: interrupted; the same command goes on from here")
+    print(", ".join(f"{len(sources)} {outcome}" for outcome, sources in outcomes.items()))
+    for source, reason in outcomes["failed"]:
+        print(f"{source}: {reason}", file=sys.stderr)
+    if outcomes["failed"]:
+        sys.exit(f"compress_videos: {len(outcomes['failed'])} failed; see {args.output_root / FAILURES_FILE}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Tasks in processes, some of which die."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from scripts.worker_pool import ProcessDied, available_cores, run_tasks
+
+
+def double_or_die(task: int) -> int:
+    """Twice the task; multiples of 7 crash as a decoder does, and 5 ends its process."""
+    if task % 7 == 0:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if task == 5:
+        os._exit(3)
+    return 2 * task
+
+
+def own_process(task: float) -> int:
+    time.sleep(task)
+    return os.getpid()
+
+
+def fail(task: int) -> int:
+    raise ZeroDivisionError(f"task {task}")
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_every_task_has_one_result_and_only_the_ones_that_crash_have_none(processes):
+    results = list(run_tasks(double_or_die, range(1, 23), processes))
+    assert sorted(task for task, _ in results) == list(range(1, 23))
+    crashed = ProcessDied("killed by SIGSEGV")
+    special = {7: crashed, 14: crashed, 21: crashed, 5: ProcessDied("ended with exit code 3")}
+    assert dict(results) == {task: special.get(task, 2 * task) for task in range(1, 23)}
+
+
+def test_tasks_run_beside_each_other_in_other_processes():
+    used = {result for _, result in run_tasks(own_process, [0.3] * 4, 2)}
+    assert len(used) == 2
+    assert os.getpid() not in used
+
+
+def test_an_error_of_the_function_ends_the_run():
+    with pytest.raises(ZeroDivisionError, match="task 1"):
+        list(run_tasks(fail, [1], 1))
+
+
+def test_no_tasks_need_no_process():
+    assert list(run_tasks(fail, [], 4)) == []
+
+
+def test_cores():
+    assert 1 <= available_cores() <= os.cpu_count()
