@@ -64,6 +64,18 @@ def add_run_flags(group) -> None:
     group.add_argument(
         "--resume_model", type=str, default=None, help="pytorch_opt.bin.N to go on from, with --init_model"
     )
+    group.add_argument(
+        "--resume", type=str, default=None, choices=["auto"],
+        help="auto: go on from the newest whole resume point in --output_dir, or start where there is none",
+    )  # fmt: skip
+    group.add_argument(
+        "--save_steps", type=int, default=0,
+        help="write a resume point every N optimizer steps, beside that of each epoch's end; 0: only there",
+    )  # fmt: skip
+    group.add_argument(
+        "--keep_last", type=int, default=0,
+        help="keep the checkpoints of the last N epochs and of the best one; 0: of all",
+    )  # fmt: skip
     group.add_argument("--cache_dir", type=str, default="", help="folder for downloads")
     group.add_argument("--seed", type=int, default=42, help="random seed")
     group.add_argument("--n_display", type=int, default=100, help="log every N optimizer steps")
@@ -198,6 +210,10 @@ def add_training_flags(group) -> None:
         "--gather", type=str, default="published", choices=GATHERS,
         help="over several processes: the published gradients, or exactly those of one process on the same batch",
     )  # fmt: skip
+    group.add_argument(
+        "--skip_nonfinite", type=int, default=0,
+        help="leave out up to N steps in a row whose loss or gradient is not finite, before the run stops",
+    )  # fmt: skip
     group.add_argument("--warmup_proportion", type=float, default=0.1, help="share of the steps with a rising rate")
 
 
@@ -256,7 +272,7 @@ def check_args(args: argparse.Namespace) -> None:
     ):  # fmt: skip
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} {getattr(args, name)} must be at least 1")
-    for name in ("num_thread_reader", "grad_cache_chunk"):
+    for name in ("num_thread_reader", "grad_cache_chunk", "save_steps", "keep_last", "skip_nonfinite"):
         if getattr(args, name) < 0:
             raise ValueError(f"--{name} {getattr(args, name)} must not be negative")
     if not 0 <= args.seed < 2**32:  # numpy's bound
@@ -276,6 +292,8 @@ def check_args(args: argparse.Namespace) -> None:
         raise ValueError(f"--freeze_layer_num {args.freeze_layer_num} must be -1 (freeze nothing) or more")
     if args.resume_model and not args.init_model:
         raise ValueError("--resume_model holds the optimizer only; give the weights of the same epoch by --init_model")
+    if args.resume and (args.resume_model or not args.do_train):
+        raise ValueError("--resume auto belongs to --do_train and finds its files itself: leave out --resume_model")
     check_cross_model(args.cross_model)
     processes = util.launched_world_size()
     if args.do_train and args.batch_size % (processes * args.gradient_accumulation_steps):

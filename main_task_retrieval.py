@@ -28,6 +28,7 @@ from modules.initialization import convert_clip_to_float16, freeze_clip_layers, 
 from modules.modeling import CLIP4Clip
 from modules.module_clip import set_grad_checkpointing
 from modules.tokenization_clip import SimpleTokenizer
+from run_state import check_output_dir
 from training import train
 from training import train_epoch as train_epoch  # and this
 
@@ -44,6 +45,7 @@ def check_files(args: argparse.Namespace) -> None:
             raise FileNotFoundError(f"--{flag}: no file at {path}")
     if Path(args.output_dir).exists() and not Path(args.output_dir).is_dir():
         raise NotADirectoryError(f"--output_dir {args.output_dir} is a file, not a folder")
+    check_output_dir(args)
 
 
 @record  # the launcher's closing summary then shows the first error of any process

@@ -30,9 +30,10 @@ REPOSITORY = Path(__file__).parent
 
 FLAGS_THAT_DECIDE_NO_NUMBER = (
     "output_dir", "cache_dir", "n_display", "num_thread_reader", "frame_cache", "batch_size_val", "local_rank",
-    "task_type", "loose_type", "do_eval", "do_pretrain", "do_lower_case", "use_mil", "sampled_use_mil", "fp16", "fp16_opt_level",
-    "lr_decay", "video_dim", "margin", "hard_negative_rate", "negative_weighting", "n_pair", "n_gpu", "world_size",
-    "rank", "text_num_hidden_layers", "visual_num_hidden_layers", "unread_flags",
+    "resume", "save_steps", "keep_last", "task_type", "loose_type", "do_eval", "do_pretrain", "do_lower_case",
+    "use_mil", "sampled_use_mil", "fp16", "fp16_opt_level", "lr_decay", "video_dim", "margin", "hard_negative_rate",
+    "negative_weighting", "n_pair", "n_gpu", "world_size", "rank", "text_num_hidden_layers",
+    "visual_num_hidden_layers", "unread_flags",
 )  # fmt: skip
 DATA_FLAGS = ("train_csv", "val_csv", "data_path", "features_path")
 DIRECTIONS = {metrics.TEXT_TO_VIDEO: "text_to_video", metrics.VIDEO_TO_TEXT: "video_to_text"}  # keys of metrics.json
@@ -119,11 +120,16 @@ class RunRecord:
             self.listing = "".join(f"{video_id}\n" for video_id in video_ids)
             self.common["holdout"] = {"captions": len(holdout.captions), **about_listing(self.listing)}
         self.bad_videos: dict[tuple[str, str], list] = {}
-        if not args.resume_model:  # `resume` has to check first
-            (self.folder / BAD_VIDEOS_FILE).unlink(missing_ok=True)
-            if args.do_train:
-                (self.folder / HOLDOUT_FILE).unlink(missing_ok=True)
-                self.list_holdout()
+        self.is_training = args.do_train
+        if not (args.resume_model or args.resume):  # `resume` and `restore` have to check first
+            self.begin()
+
+    def begin(self) -> None:
+        """A run that goes on from no other: what an earlier one left in the folder is not of this one."""
+        (self.folder / BAD_VIDEOS_FILE).unlink(missing_ok=True)
+        if self.is_training:
+            (self.folder / HOLDOUT_FILE).unlink(missing_ok=True)
+            self.list_holdout()
 
     def list_holdout(self) -> None:
         """Write the ids of the held-out videos, if any."""
@@ -137,8 +143,15 @@ class RunRecord:
             row = [bad_videos.split, dataset.video_ids[bad.item], bad.path, bad.reason, "" if epoch is None else epoch]
             self.bad_videos.setdefault(tuple(row[:2]), row)
         if len(self.bad_videos) > known:
+            self.write_bad_videos()
+
+    def write_bad_videos(self) -> None:
+        """Write `bad_videos.csv`, or remove it where there are none."""
+        if self.bad_videos:
             rows = [["split", "video_id", "path", "reason", "epoch"], *self.bad_videos.values()]
             write_csv(self.folder / BAD_VIDEOS_FILE, rows)
+        else:
+            (self.folder / BAD_VIDEOS_FILE).unlink(missing_ok=True)
 
     def add(
         self, raw: list[Ranking], processed: list[Ranking], post_process: dict | None,
@@ -181,6 +194,18 @@ class RunRecord:
         picking = [entry for entry in self.history if entry["split"] == self.picked_on]
         return max(picking, key=lambda entry: (entry["text_to_video"]["R1"], entry["epoch"]))
 
+    def state(self) -> dict:
+        """What `restore` needs, as plain values: the evaluations so far, and the bad videos."""
+        return {"history": self.history, "bad_videos": list(self.bad_videos.values()), "listing": self.listing}
+
+    def restore(self, state: dict) -> None:
+        """Go on from a run that was interrupted; ValueError where it held out other videos."""
+        if state["listing"] != self.listing:
+            raise ValueError("the interrupted run held out other videos: its training split has changed")
+        self.history = state["history"]
+        self.bad_videos = {tuple(row[:2]): row for row in state["bad_videos"]}
+        self.write_bad_videos()
+
     def resume(self, resume_model: str | Path, first_epoch: int) -> None:
         """Take over the epochs before `first_epoch` from the run that is resumed, where it left its `metrics.json`.
 
@@ -220,21 +245,28 @@ def summaries(rankings: list[Ranking]) -> dict[str, dict]:
     return {DIRECTIONS[ranking.direction]: ranking.summary() for ranking in rankings}
 
 
-def configuration_hash(args, processes: int, without: tuple[str, ...] = ()) -> str:
-    """sha256 of the flags that decide the numbers.
+def decisive_flags(args, processes: int) -> dict:
+    """The flags that decide the numbers, with the number of processes in training, as plain values.
 
-    Data files and a file of CLIP weights count by their names, so that they may lie anywhere. A resumed run repeats
-    the uninterrupted one: `--init_model` and `--resume_model` of a resumption do not count. The number of processes
-    does in training.
+    Data files and a file of CLIP weights count by their names, so that they may lie anywhere.
     """
     flags = {name: value for name, value in vars(args).items() if name not in FLAGS_THAT_DECIDE_NO_NUMBER}
     flags |= {name: Path(flags[name]).name for name in DATA_FLAGS if flags.get(name)}
     if Path(args.pretrained_clip_name).is_file():
         flags["pretrained_clip_name"] = Path(args.pretrained_clip_name).name
-    if flags.pop("resume_model", None):
-        flags["init_model"] = None
     if args.do_train:
         flags["processes"] = processes
+    return flags
+
+
+def configuration_hash(args, processes: int, without: tuple[str, ...] = ()) -> str:
+    """sha256 of the `decisive_flags`.
+
+    A resumed run repeats the uninterrupted one: `--init_model` and `--resume_model` of a resumption do not count.
+    """
+    flags = decisive_flags(args, processes)
+    if flags.pop("resume_model", None):
+        flags["init_model"] = None
     counted = {name: value for name, value in flags.items() if name not in without}
     return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
 

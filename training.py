@@ -13,12 +13,13 @@ from tqdm.auto import tqdm
 
 import util
 from evaluation import Evaluator
-from modules.checkpoint import load_optimizer, model_path, save_checkpoint
-from modules.distributed import all_gather_objects, average_gradients, broadcast_weights
+from modules.checkpoint import keep_last_checkpoints, load_optimizer, model_path, save_checkpoint
+from modules.distributed import all_gather_objects, average_gradients, broadcast_weights, on_any_rank
 from modules.grad_cache import grad_cache_backward
 from modules.modeling import CLIP4Clip
 from modules.module_clip import cut_padding
 from modules.optimization import BertAdam, prepare_optimizer_groups
+from run_state import RunState, save_batches
 
 logger = logging.getLogger(__name__)
 
@@ -38,13 +39,16 @@ def train(args, model: CLIP4Clip, train_loader, sampler, evaluator: Evaluator, p
     scaler = torch.amp.GradScaler(process.device.type, enabled=args.precision == "fp16")
     logger.info("  Num optimizer steps = %d", steps)
     log_types(model, args.precision)
-    first_epoch = 0
+    state = RunState(args, model, optimizer, scaler, train_loader, evaluator, process)
+    if args.resume and not state.restore() and process.is_main:
+        evaluator.record.begin()
     if args.resume_model:
-        first_epoch, loss = load_optimizer(args.resume_model, optimizer, scaler)
-        logger.info("Resumed from %s: epoch %d, loss %f", args.resume_model, first_epoch, loss)
-        evaluator.resume(first_epoch)
-        if first_epoch >= args.epochs:
-            raise ValueError(f"--resume_model has {first_epoch} epochs behind it and --epochs is {args.epochs}")
+        state.epoch, loss = load_optimizer(args.resume_model, optimizer, scaler)
+        state.global_step = state.epoch * steps_per_epoch
+        logger.info("Resumed from %s: epoch %d, loss %f", args.resume_model, state.epoch, loss)
+        evaluator.resume(state.epoch)
+        if state.epoch >= args.epochs:
+            raise ValueError(f"--resume_model has {state.epoch} epochs behind it and --epochs is {args.epochs}")
     step_model = model
     if process.world_size > 1 and args.grad_cache_chunk:
         broadcast_weights(model)  # as DDP does at its start; the gradient cache goes around it
@@ -55,17 +59,25 @@ def train(args, model: CLIP4Clip, train_loader, sampler, evaluator: Evaluator, p
             find_unused_parameters=model.config.sim_header == "tightTransf",  # logit_scale takes no part there
         )
 
-    global_step = first_epoch * steps_per_epoch
-    for epoch in range(first_epoch, args.epochs):
+    state.stop.listen()
+    while state.epoch < args.epochs:
+        epoch = state.epoch
         sampler.set_epoch(epoch)
-        loss, global_step = train_epoch(epoch, args, step_model, train_loader, process, optimizer, global_step, scaler)
+        loss, _ = train_epoch(
+            epoch, args, step_model, train_loader, process, optimizer, state.global_step, scaler, state
+        )
         logger.info("Epoch %d/%s Finished, Train Loss: %f", epoch + 1, args.epochs, loss)
+        state.save()
         evaluator.report_bad_videos(train_loader, epoch)
         output_file = model_path(args.output_dir, epoch)
         if process.is_main:
             save_checkpoint(args.output_dir, epoch, model, optimizer, loss, scaler)
             logger.info("Model saved to %s", output_file)
         evaluator.after_epoch(epoch, output_file)
+        if process.is_main:
+            keep_last_checkpoints(args.output_dir, args.keep_last, epoch, evaluator.record.best()["epoch"])
+        state.next_epoch()
+    state.finish()
 
 
 def log_types(model: CLIP4Clip, precision: str) -> None:
@@ -80,87 +92,126 @@ def log_types(model: CLIP4Clip, precision: str) -> None:
 
 def train_epoch(
     epoch: int, args, model, train_loader, process: util.Process, optimizer: BertAdam, global_step: int,
-    scaler: torch.amp.GradScaler | None = None,
+    scaler: torch.amp.GradScaler | None = None, state: RunState | None = None,
 ) -> tuple[float, int]:  # fmt: skip
     """One pass over the training split; returns the mean loss and the number of optimizer steps so far.
 
-    Raises FloatingPointError at the first loss that is not finite, before the optimizer moves.
+    A `state` says where in the epoch to begin, and is told of every step.
+    Raises NonFiniteError on every rank, before the optimizer moves, where a loss or the gradient of any is not finite,
+    and `--skip_nonfinite` allows no more.
     """
     model.train()
     clip = getattr(model, "module", model).clip
     scaler = scaler or torch.amp.GradScaler(process.device.type, enabled=False)
     accumulate, batches = args.gradient_accumulation_steps, len(train_loader)
-    total_loss, progress = 0.0, Progress(epoch, args, train_loader, process)
-    for index, batch in enumerate(
-        tqdm(train_loader, desc=f"epoch {epoch + 1}/{args.epochs}", disable=None if process.is_main else True)
-    ):
+    first = 0 if state is None else state.batches_done
+    total_loss = 0.0 if state is None else state.total_loss
+    progress, group, bad_steps = Progress(epoch, args, train_loader, process), StepGroup(), 0
+    bar = tqdm(
+        train_loader, desc=f"epoch {epoch + 1}/{args.epochs}", total=batches, initial=first,
+        disable=None if process.is_main else True,
+    )  # fmt: skip
+    for index, batch in enumerate(bar, start=first):
         # the last group of an epoch may be smaller than the others
         share = min(accumulate, batches - (index - index % accumulate))
-        value = back_propagate(model, batch, args.grad_cache_chunk, process.device, scaler, share).item()
-        if not math.isfinite(value):
-            raise FloatingPointError(f"the loss is {value} in epoch {epoch + 1}, batch {index + 1} of {batches}")
-        total_loss += value
-        progress.clips += len(batch[0])
+        group.add(batch, back_propagate(model, batch, args.grad_cache_chunk, process.device, scaler, share))
         if (index + 1) % accumulate and index + 1 < batches:
             continue
         if args.grad_cache_chunk:
             average_gradients(model.parameters())
         scaler.unscale_(optimizer)
         gradient_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
-        scaler.step(optimizer)
-        scaler.update()
+        losses, norm = group.read(gradient_norm)
+        # a scaler expects infinite gradients, and leaves those steps out by itself
+        is_finite = all(map(math.isfinite, losses if scaler.is_enabled() else [*losses, norm]))
+        is_stopping = state is not None and state.stop.is_set
+        any_not_finite, is_stopping = on_any_rank([not is_finite, is_stopping], process.device)
+        if any_not_finite:
+            bad_steps += 1
+            about = group.describe(args, train_loader, process, epoch, index, losses, norm, is_finite)
+            if bad_steps > getattr(args, "skip_nonfinite", 0):
+                if state is not None:
+                    state.save(wait=True)
+                raise NonFiniteError(about)
+            logger.warning("%s; the step is left out (--skip_nonfinite)", about)
+        else:
+            bad_steps = 0
+            total_loss += sum(losses)
+            scaler.step(optimizer)
+            scaler.update()
+            with torch.no_grad():
+                clip.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
         optimizer.zero_grad()
-        with torch.no_grad():
-            clip.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+        progress.add(sum(len(batch[0]) for batch in group.batches))
+        group = StepGroup()
         global_step += 1
-        progress.steps += 1
         if global_step % args.n_display == 0:
-            progress.log(index, value, optimizer.get_lr(), clip.logit_scale.exp().item(), gradient_norm.item())
+            progress.log(index, losses[-1], optimizer.get_lr(), clip.logit_scale.exp().item(), norm)
+        if state is not None:
+            state.after_step(index + 1, total_loss, is_stopping)
     # of heads with negatives of their own, and of the exact gather, each rank has another share
     return sum(all_gather_objects(total_loss)) / process.world_size / batches, global_step
 
 
 def back_propagate(
     model, batch, chunk: int, device: torch.device, scaler: torch.amp.GradScaler, share: int
-) -> "HostCopy":
-    """Adds the gradients of `loss / share` of a loader's batch to the parameters; returns the loss on its way here.
+) -> torch.Tensor:
+    """Adds the gradients of `loss / share` of a loader's batch to the parameters; returns the loss, detached.
 
     With a `chunk` the gradient cache encodes that many pairs at once; the caller then averages over the ranks.
     """
     input_ids, input_mask, segment_ids, video, video_mask = batch
     inputs = cut_padding(input_ids), segment_ids, input_mask, video, video_mask
-    copies = []
 
     def scaled(loss: torch.Tensor) -> torch.Tensor:
-        copies.append(HostCopy(loss.detach()))  # before the backward pass, which it does not wait for
         return scaler.scale(loss / share)
 
     if chunk:
-        grad_cache_backward(model, inputs, chunk, scaled)
-    else:
-        scaled(model(*(tensor.to(device, non_blocking=True) for tensor in inputs))).backward()
-    return copies[0]
+        return grad_cache_backward(model, inputs, chunk, scaled)
+    loss = model(*(tensor.to(device, non_blocking=True) for tensor in inputs))
+    scaled(loss).backward()
+    return loss.detach()
 
 
-class HostCopy:
-    """A number on its way from the device to the host, which computes on meanwhile.
+class NonFiniteError(FloatingPointError):
+    """A loss or a gradient is not finite."""
 
-    Reading it waits for what was queued before it, not for what came after: the loss is checked in every step, and the
-    GPU never runs out of work for that.
-    """
 
-    def __init__(self, value: torch.Tensor):
-        self.value, self.arrived = value, None
-        if value.is_cuda:
-            self.value = torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
-            self.arrived = torch.cuda.Event()
-            self.arrived.record()
+class StepGroup:
+    """The batches of one optimizer step, and their losses on the device."""
 
-    def item(self) -> float:
-        """The number."""
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        return self.value.item()
+    def __init__(self):
+        self.batches: list = []
+        self.losses: list[torch.Tensor] = []
+
+    def add(self, batch, loss: torch.Tensor) -> None:
+        self.batches.append(batch)
+        self.losses.append(loss)
+
+    def read(self, gradient_norm: torch.Tensor) -> tuple[list[float], float]:
+        """The losses and the norm, in the one moment of a step in which the host waits for the device."""
+        *losses, norm = torch.stack([value.float() for value in (*self.losses, gradient_norm)]).tolist()
+        return losses, norm
+
+    def describe(
+        self, args, loader, process: util.Process, epoch: int, index: int, losses: list[float], norm: float,
+        is_finite: bool,
+    ) -> str:  # fmt: skip
+        """What is wrong on which rank; the rank that has it writes its batches into `--output_dir`."""
+        first = index + 1 - len(losses)
+        where = f"epoch {epoch + 1}, batch {index + 1} of {len(loader)}"
+        if is_finite:
+            return f"a loss or gradient of another rank is not finite in {where}"
+        bad = [number for number, loss in enumerate(losses) if not math.isfinite(loss)]
+        what = f"the loss is {losses[bad[0]]}" if bad else f"the loss is {losses[-1]}, and the gradient's norm {norm}"
+        if bad:
+            where = f"epoch {epoch + 1}, batch {first + bad[0] + 1} of {len(loader)}"
+        message = f"{what} in {where}, on rank {process.rank}"
+        if hasattr(loader, "videos_of_batch"):
+            videos = [name for number in range(first, index + 1) for name in loader.videos_of_batch(number)]
+            path = save_batches(args.output_dir, index + 1, process.rank, self.batches, videos, losses)
+            message += f"; its batches are in {path}, of the videos {', '.join(videos)}"
+        return message
 
 
 class Progress:
@@ -176,6 +227,11 @@ class Progress:
 
     def _seconds_waited(self) -> float:
         return getattr(self.loader, "seconds_waited", 0.0)  # any iterable of batches will do
+
+    def add(self, clips: int) -> None:
+        """One more step, of so many clips."""
+        self.steps += 1
+        self.clips += clips
 
     def log(self, index: int, loss: float, rates: list[float], logit_scale: float, gradient_norm: float) -> None:
         """CLIP4Clip's line, and behind it what tells whether the run is healthy and where its time goes."""

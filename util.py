@@ -1,9 +1,14 @@
-"""The process: distributed set-up and tear-down, logging, seeding."""
+"""The process: distributed set-up and tear-down, logging, random states, signals."""
 
+import ctypes
 import logging
 import os
 import random
+import signal
+import socket
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +19,9 @@ import torch
 import torch.distributed as dist
 
 logger = logging.getLogger(__name__)
+
+STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: stopped by a signal, all saved; start again with --resume auto
+PR_SET_PDEATHSIG = 1  # of Linux's sys/prctl.h
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,8 @@ def distributed_process(local_rank: int = 0) -> Iterator[Process]:
     that name, for launchers that pass only that.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", local_rank))
+    if is_launched():
+        die_with_parent()
     if torch.cuda.is_available():
         if local_rank >= torch.cuda.device_count():
             raise ValueError(
@@ -99,3 +109,68 @@ def set_seed(seed: int) -> None:
     torch.manual_seed(seed)  # seeds CUDA too
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+
+
+def random_state(device: torch.device) -> dict:
+    """The states of this process's random generators, as plain values and tensors."""
+    name, keys, *rest = np.random.get_state()
+    state = {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def restore_random_state(state: dict, device: torch.device) -> None:
+    """Draw from here on what would have been drawn after `random_state`."""
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+class StopRequest:
+    """`is_set` once SIGTERM, SIGUSR1 (Slurm's warning before its time limit) or Ctrl-C has come.
+
+    The second Ctrl-C stops at once. A launched process that a SIGTERM finds waiting for a rank that is no more leaves
+    by itself after `GRACE_SECONDS`: Python handles no signal while a collective waits.
+    """
+
+    GRACE_SECONDS = 20
+
+    def __init__(self):
+        self.is_set = False
+
+    def listen(self) -> None:
+        """Handle the signals from here on; a thread other than the main one cannot, and leaves them as they are."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            signal.signal(number, self._handle)
+        if is_launched():
+            reader, self._writer = socket.socketpair()
+            self._writer.setblocking(False)
+            signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+            threading.Thread(target=self._leave_in_the_end, args=(reader,), daemon=True).start()
+
+    def _handle(self, number: int, frame) -> None:
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.is_set = True
+
+    def _leave_in_the_end(self, reader: socket.socket) -> None:
+        while reader.recv(1) != bytes([signal.SIGTERM]):
+            continue
+        time.sleep(self.GRACE_SECONDS)
+        os._exit(STOPPED_EXIT_CODE)
+
+
+def die_with_parent() -> None:
+    """Ask Linux to end this process when its parent is no more, however that ended: no orphan holds a GPU's memory."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

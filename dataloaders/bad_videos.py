@@ -53,6 +53,16 @@ class BadVideos:
             self.samples += 1
         self._check_share()
 
+    def state(self) -> dict:
+        """What `restore` needs, as plain values."""
+        rows = [(bad.item, bad.path, bad.reason) for bad in self.by_item.values()]
+        return {"bad_videos": rows, "samples": self.samples}
+
+    def restore(self, state: dict) -> None:
+        """Go on from what a pass had found when it was interrupted."""
+        self.by_item = {item: BadVideo(item, path, reason) for item, path, reason in state["bad_videos"]}
+        self.samples = state["samples"]
+
     def merge(self, of_ranks: list["BadVideos"]) -> None:
         """Takes over what all ranks found, this one included, so that all of them know and decide the same."""
         found = sorted(bad_video for other in of_ranks for bad_video in other.by_item.values())

@@ -4,9 +4,11 @@ To add a data set, write its reader, `read_split(args, subset) -> Annotations`, 
 """
 
 import logging
+import signal
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 
 import cv2
 import torch
@@ -32,11 +34,20 @@ logger = logging.getLogger(__name__)
 
 
 class EpochSampler(DistributedSampler):
-    """A DistributedSampler whose `set_epoch` reaches the data set too, and through it the workers."""
+    """A DistributedSampler whose `set_epoch` reaches the data set too, and through it the workers.
+
+    `first` samples of the next pass are left out: a resumed run has seen them.
+    """
+
+    first = 0
 
     def set_epoch(self, epoch: int) -> None:
         super().set_epoch(epoch)
         self.dataset.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[int]:
+        first, self.first = self.first, 0
+        return islice(super().__iter__(), first, None)
 
 
 class VideoLoader:
@@ -57,6 +68,7 @@ class VideoLoader:
         self.dataset, self.sampler = dataset, sampler
         self.batch_size, self.num_workers = batch_size, num_workers
         self.new_record, self.bad_videos = new_record, new_record()
+        self._bad_videos_before: dict | None = None
         self.seconds_waited = 0.0
         self._loader = _build_loader(
             samples, batch_size, num_workers, sampler=sampler, drop_last=drop_last, collate_fn=collate_reported,
@@ -68,12 +80,27 @@ class VideoLoader:
 
     def __iter__(self) -> Iterator[list[torch.Tensor]]:
         self.bad_videos = self.new_record()
+        if self._bad_videos_before is not None:
+            self.bad_videos.restore(self._bad_videos_before)
+            self._bad_videos_before = None
         started = time.perf_counter()
         for batch, found in self._loader:
             self.bad_videos.report(found)
             self.seconds_waited += time.perf_counter() - started
             yield batch
             started = time.perf_counter()
+
+    def start_at(self, batch: int, bad_videos: dict | None = None) -> None:
+        """The next pass leaves out this many batches; `bad_videos` is the `BadVideos.state` that they left."""
+        self.sampler.first = batch * self.batch_size
+        self._bad_videos_before = bad_videos
+
+    def videos_of_batch(self, batch: int) -> list[str]:
+        """The names of the items in a batch of the current epoch, as far as their videos could be read."""
+        whole = list(DistributedSampler.__iter__(self.sampler))
+        indices = whole[batch * self.batch_size : (batch + 1) * self.batch_size]
+        names = self.dataset.item_names()
+        return [names[self.dataset.item_of_sample(index)] for index in indices]
 
 
 def collate_reported(samples: list[tuple[tuple, list[BadVideo]]]) -> tuple[list[torch.Tensor], list[BadVideo]]:
@@ -172,7 +199,12 @@ def shard_bounds(length: int, rank: int, world_size: int) -> tuple[int, int]:
 
 
 def prepare_worker(worker_id: int) -> None:
-    """Keeps a DataLoader worker to one thread: there are as many workers as cores are meant to be used."""
+    """Keeps a DataLoader worker to one thread: there are as many workers as cores are meant to be used.
+
+    Signals are for the process that reads the batches, which stops its workers when it has saved.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
 

@@ -102,6 +102,10 @@ class RetrievalDataset(Dataset):
         """
         return _View(len(self), self._sample_or_other if replace_bad else self._sample_or_blank)
 
+    def item_of_sample(self, index: int) -> int:
+        """The number of a sample's item in `video_ids`."""
+        return int(self.video_index[index]) if self.every_caption else index
+
     def item_names(self) -> list[str]:
         """A name for every item: its video id, with the time span where several items are of one video."""
         times_seen = Counter(self.video_ids)
@@ -134,7 +138,7 @@ class RetrievalDataset(Dataset):
             try:
                 return self[chosen], bad_videos
             except VideoReadError as error:
-                bad_videos.append(self._bad_video(self._draw(chosen)[1], error))
+                bad_videos.append(self._bad_video(self.item_of_sample(chosen), error))
             chosen = int(np.random.default_rng((self.seed, self.epoch, index, attempt)).integers(len(self)))
         return self[chosen], bad_videos
 

@@ -45,6 +45,16 @@ def save_checkpoint(
     return model_path(output_dir, epoch)
 
 
+def keep_last_checkpoints(output_dir: str | Path, number: int, epoch: int, best_epoch: int) -> None:
+    """Remove both files of every epoch but the last `number` up to `epoch`, and the best; 0 removes none."""
+    if not number:
+        return
+    for old in range(epoch + 1 - number):
+        if old != best_epoch:
+            model_path(output_dir, old).unlink(missing_ok=True)
+            optimizer_path(output_dir, old).unlink(missing_ok=True)
+
+
 def load_checkpoint(path: str | Path, model: nn.Module) -> None:
     """Every rank's `model` gets the weights that the main process reads from `path`; other machines may lack the file.
 

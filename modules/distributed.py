@@ -181,3 +181,21 @@ def buckets(tensors: list[torch.Tensor], size: int = BUCKET_BYTES) -> Iterator[l
             filled += tensor.nbytes
         if bucket:
             yield bucket
+
+
+def broadcast_object(value):
+    """The picklable value of rank 0, on every rank."""
+    if not is_distributed():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def on_any_rank(flags: list[bool], device: torch.device) -> list[bool]:
+    """For each flag, whether any rank has set it."""
+    if not is_distributed():
+        return flags
+    counts = torch.tensor(flags, dtype=torch.int32, device=device)
+    dist.all_reduce(counts)
+    return [count > 0 for count in counts.tolist()]

@@ -18,8 +18,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGES = sorted(file.parent.name for file in REPOSITORY.glob("*/__init__.py") if file.parent.name != "tests")
 
 EVERYTHING = {
-    "arguments", "util", "metrics", "post_processing", "results", "evaluation", "training", "dataloaders", "modules",
-    "scripts",
+    "arguments", "util", "metrics", "post_processing", "results", "evaluation", "run_state", "training",
+    "dataloaders", "modules", "scripts",
 }  # fmt: skip
 # module or package -> what it may import of the project; the longest name that fits a file decides
 ALLOWED_IMPORTS = {
@@ -32,7 +32,8 @@ ALLOWED_IMPORTS = {
     "results": {"metrics", "post_processing"},
     "arguments": {"util", "post_processing", "dataloaders", "modules"},
     "evaluation": EVERYTHING - {"scripts", "evaluation", "training", "arguments"},
-    "training": {"util", "evaluation", "dataloaders", "modules"},
+    "run_state": {"util", "evaluation", "results", "modules"},
+    "training": {"util", "evaluation", "run_state", "dataloaders", "modules"},
     "dataloaders": {"dataloaders"},
     "dataloaders.annotation_files": {"dataloaders.annotations"},
     "dataloaders.annotations": set(),
@@ -110,6 +111,10 @@ CLIP4CLIP_FLAGS = [
     ("pretrained_clip_name", str, "ViT-B/32"),
 ]
 OUR_FLAGS = [
+    ("resume", str, None),
+    ("save_steps", int, 0),
+    ("keep_last", int, 0),
+    ("skip_nonfinite", int, 0),
     ("frame_cache", str, None),
     ("frame_cache_format", str, "exact"),
     ("bad_videos", str, "fail"),
@@ -133,6 +138,7 @@ OUR_FLAGS = [
 ]
 CHOICES = {
     "task_type": ["retrieval"],
+    "resume": ["auto"],
     "frame_cache_format": ["exact", "jpeg"],
     "bad_videos": ["fail", "skip"],
     "datatype": ["activity", "custom", "didemo", "lsmdc", "msrvtt", "msvd", "vatex"],
@@ -356,7 +362,7 @@ def test_list_of_flags():
 
 def test_tables_of_flags_have_no_doubles():
     names = [name for name, _, _ in CLIP4CLIP_FLAGS + OUR_FLAGS]
-    assert len(names) == len(set(names)) == 54 + 20
+    assert len(names) == len(set(names)) == 54 + 24
 
 
 def forbidden_lines(tree: ast.AST) -> list[str]:

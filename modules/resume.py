@@ -1,0 +1,155 @@
+"""Resume points: all that a run needs to go on as if it had never stopped, written whole and found again.
+
+    OUTPUT_DIR/resume/step-00000120/model.bin        weights
+                                    optimizer.bin    optimizer and gradient scaler
+                                    run.bin          where the run is, its flags, its history, all random states
+                                    manifest.json    size and sha256 of each
+
+A point is written under a temporary name by a thread of its own, while the training goes on, and renamed when all of it
+is on the disk. One that is damaged is found by its manifest, and the one before it is taken.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "resume"
+MANIFEST = "manifest.json"
+FILES = ("model.bin", "optimizer.bin", "run.bin")
+TEMPORARY_PREFIX = ".incomplete-"
+CHUNK_BYTES = 1 << 22
+POINTS_KEPT = 2  # the newest, and one to fall back on
+
+
+class DamagedPointError(ValueError):
+    """A resume point is not what its manifest says."""
+
+
+class ResumePoints:
+    """The resume points in an `--output_dir`; for the main process.
+
+    A point that cannot be written (disk full, folder read-only) is a warning, and the training goes on: the points
+    before it stay.
+    """
+
+    def __init__(self, output_dir: str | Path):
+        self.folder = Path(output_dir) / FOLDER
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="resume-point")
+        self._writing: Future | None = None
+
+    def save(self, step: int, contents: dict[str, dict], wait: bool = False) -> None:
+        """Write the point of an optimizer step: `contents` holds what goes into each of `FILES`.
+
+        Tensors are copied before this returns; with `wait` it returns when the point is on the disk.
+        """
+        self.finish()
+        self._writing = self._thread.submit(self._write, step, {name: on_host(contents[name]) for name in FILES})
+        if wait:
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait until the last point is written; warn if it could not be."""
+        if self._writing is None:
+            return
+        try:
+            self._writing.result()
+        except OSError as error:
+            logger.warning("no resume point could be written in %s; the run goes on: %s", self.folder, error)
+        finally:
+            self._writing = None
+
+    def newest(self) -> dict[str, dict] | None:
+        """What the newest whole point holds, by file; None where there is none.
+
+        A damaged one is passed over with a warning.
+        """
+        for point in self._points():
+            try:
+                contents = read_point(point)
+            except (OSError, ValueError) as error:
+                logger.warning("the resume point %s is damaged, the one before it is tried: %s", point, error)
+            else:
+                logger.info("Resuming from %s", point)
+                return contents
+        return None
+
+    def _points(self) -> list[Path]:
+        """The folders of all points, newest first."""
+        return sorted(self.folder.glob("step-*"), reverse=True)
+
+    def _write(self, step: int, contents: dict[str, dict]) -> None:
+        target = self.folder / f"step-{step:08d}"
+        temporary = self.folder / f"{TEMPORARY_PREFIX}{target.name}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for abandoned in self.folder.glob(f"{TEMPORARY_PREFIX}*"):
+            shutil.rmtree(abandoned)
+        try:
+            temporary.mkdir()
+            manifest = {}
+            for name, content in contents.items():
+                torch.save(content, temporary / name)
+                manifest[name] = about_file(temporary / name)
+            (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+            for name in (*contents, MANIFEST):
+                sync(temporary / name)
+            if target.exists():  # of a run that was resumed from an earlier point
+                shutil.rmtree(target)
+            os.replace(temporary, target)
+            sync(self.folder)
+        except RuntimeError as error:  # torch's writer reports a full disk so
+            raise OSError(f"{temporary}: {error}") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        for old in self._points()[POINTS_KEPT:]:
+            shutil.rmtree(old)
+
+
+def read_point(point: Path) -> dict[str, dict]:
+    """What a point holds, by file; DamagedPointError or OSError where it is not what its manifest says."""
+    try:
+        manifest = json.loads((point / MANIFEST).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DamagedPointError(f"{point / MANIFEST}: {error}") from error
+    for name in FILES:
+        found, expected = about_file(point / name), manifest.get(name) if isinstance(manifest, dict) else None
+        if found != expected:
+            raise DamagedPointError(f"{point / name} is {found}, and {MANIFEST} says {expected}")
+    return {name: torch.load(point / name, map_location="cpu", weights_only=True) for name in FILES}
+
+
+def about_file(path: Path) -> dict:
+    """Size and sha256 of a file."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+            size += len(chunk)
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def on_host(content):
+    """A copy whose tensors are on the CPU and stay as they are."""
+    if isinstance(content, torch.Tensor):
+        return content.detach().to("cpu", copy=True)
+    if isinstance(content, dict):
+        return {key: on_host(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return type(content)(map(on_host, content))
+    return content

@@ -1,0 +1,291 @@
+"""A run that was interrupted goes on as if it had not been: bit for bit, from whole points, and only with its flags."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import main_task_retrieval
+import training
+from modules import resume
+from modules.checkpoint import model_path, optimizer_path
+from modules.resume import FILES, ResumePoints
+from results import read_metrics, read_ranks
+from run_state import StoppedBySignal
+from scripts.make_mini_msrvtt import write_mini_msrvtt
+from scripts.make_tiny_clip import tiny_clip_state_dict
+
+CONTENTS = {
+    "model.bin": {"weight": torch.arange(5.0)},
+    "optimizer.bin": {"state": [torch.ones(3), 2]},
+    "run.bin": {"epoch": 1, "name": "a"},
+}
+
+
+# Points on the disk
+
+
+def step_of(points: ResumePoints) -> int | None:
+    found = points.newest()
+    return None if found is None else found["run.bin"]["step"]
+
+
+def save(points: ResumePoints, *steps: int) -> None:
+    for step in steps:
+        points.save(step, {**CONTENTS, "run.bin": {"step": step}}, wait=True)
+
+
+def test_a_point_comes_back_as_it_was_saved(tmp_path):
+    weight = torch.arange(5.0)
+    points = ResumePoints(tmp_path)
+    points.save(7, {**CONTENTS, "model.bin": {"weight": weight}})
+    weight.zero_()  # the training goes on while the point is written
+    points.finish()
+    found = ResumePoints(tmp_path).newest()
+    assert found["model.bin"]["weight"].tolist() == [0, 1, 2, 3, 4]
+    assert found["optimizer.bin"]["state"][0].tolist() == [1, 1, 1] and found["optimizer.bin"]["state"][1] == 2
+    assert found["run.bin"] == {"epoch": 1, "name": "a"}
+    assert sorted(path.name for path in (tmp_path / "resume").iterdir()) == ["step-00000007"]
+
+
+def test_no_points_are_no_error(tmp_path):
+    assert ResumePoints(tmp_path / "absent").newest() is None
+
+
+def test_the_last_two_points_are_kept(tmp_path):
+    save(ResumePoints(tmp_path), 1, 9, 10)
+    assert sorted(path.name for path in (tmp_path / "resume").iterdir()) == ["step-00000009", "step-00000010"]
+
+
+@pytest.mark.parametrize("name", [*FILES, "manifest.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "longer", "gone", "empty"])
+def test_a_damaged_point_is_passed_over_with_its_name(tmp_path, caplog, name, damage):
+    points = ResumePoints(tmp_path)
+    save(points, 1, 2)
+    file = tmp_path / "resume" / "step-00000002" / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    damaged = {"flip": content, "cut": content[:-1], "longer": content + b"x", "empty": b""}
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(damaged[damage])
+    with caplog.at_level(logging.WARNING):
+        assert step_of(points) == 1
+    assert "step-00000002" in caplog.text and "damaged" in caplog.text
+
+
+def test_what_a_kill_leaves_half_written_is_no_point_and_goes_away(tmp_path):
+    points = ResumePoints(tmp_path)
+    save(points, 1)
+    half = tmp_path / "resume" / ".incomplete-step-00000002"
+    half.mkdir()
+    (half / "model.bin").write_bytes(b"half")
+    assert step_of(points) == 1
+    save(points, 3)
+    assert not half.exists() and step_of(points) == 3
+
+
+def test_a_disk_without_room_is_a_warning_and_leaves_the_last_point(tmp_path, caplog, monkeypatch):
+    points = ResumePoints(tmp_path)
+    save(points, 1)
+
+    def full(content, path):
+        Path(path).write_bytes(b"a part")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(resume.torch, "save", full)
+    with caplog.at_level(logging.WARNING):
+        save(points, 2)
+    assert "No space left" in caplog.text and "goes on" in caplog.text
+    assert sorted(path.name for path in (tmp_path / "resume").iterdir()) == ["step-00000001"]
+    assert step_of(points) == 1
+
+
+# Whole runs
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """24 training and 9 test videos of the miniature, and a CLIP of width 32."""
+    folder = tmp_path_factory.mktemp("mini")
+    write_mini_msrvtt(folder / "data", train_videos=24, test_videos=9, captions_per_video=3)
+    weights = tiny_clip_state_dict(
+        embed_dim=32, vision_width=32, vision_layers=1, patch_size=16, image_size=32, text_width=32, text_layers=1
+    )
+    torch.save(weights, folder / "clip.pt")
+    return folder
+
+
+def command(folder: Path, output: Path, *more: str) -> list[str]:
+    data = folder / "data"
+    return [
+        "--do_train", "--output_dir", str(output), "--train_csv", str(data / "MSRVTT_train.csv"),
+        "--val_csv", str(data / "MSRVTT_test.csv"), "--data_path", str(data / "MSRVTT_data.json"),
+        "--features_path", str(data / "videos"), "--pretrained_clip_name", str(folder / "clip.pt"),
+        "--max_words", "16", "--max_frames", "3", "--num_thread_reader", "0", "--batch_size_val", "4",
+        "--n_display", "1", "--cross_num_hidden_layers", "1", "--epochs", "2", "--batch_size", "6", "--lr", "1e-3",
+        "--freeze_layer_num", "-1", *more,
+    ]  # fmt: skip
+
+
+def stop_after(monkeypatch, step: int) -> None:
+    """Ask the run to stop in the middle of an optimizer step, as a signal does."""
+    back_propagate, calls = training.back_propagate, []
+
+    class Stop:
+        def listen(self):
+            calls.append("started")
+
+        @property
+        def is_set(self):
+            return len(calls) > step
+
+    def counted(*arguments):
+        calls.append("step")
+        return back_propagate(*arguments)
+
+    monkeypatch.setattr(training, "back_propagate", counted)
+    monkeypatch.setattr("util.StopRequest", Stop)
+
+
+def outcome(output: Path) -> tuple[dict, dict, dict]:
+    """Weights of every epoch, the metrics without what names the run, and the ranks."""
+    weights = {}
+    for epoch in range(2):
+        weights[epoch] = torch.load(model_path(output, epoch), weights_only=True)
+        weights["optimizer", epoch] = torch.load(optimizer_path(output, epoch), weights_only=True)
+    content = read_metrics(output)
+    text = json.dumps({key: content[key] for key in ("text_to_video", "video_to_text", "history", "best", "protocol")})
+    ranks = {direction: read_ranks(output, direction) for direction in ("text-to-video", "video-to-text")}
+    return weights, json.loads(text.replace(str(output), "")), ranks
+
+
+def assert_equal(found, expected) -> None:
+    """Equal to the last bit, tensors included."""
+    if isinstance(expected, torch.Tensor):
+        assert torch.equal(found, expected)
+    elif isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for key in expected:
+            assert_equal(found[key], expected[key])
+    elif isinstance(expected, (list, tuple)):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert_equal(one, other)
+    else:
+        assert found == expected
+
+
+SETTINGS = {
+    "dropout": ("--sim_header", "tightTransf"),
+    "wti": ("--sim_header", "wti", "--agg_module", "seqTransf", "--train_frame_order", "2"),
+    "gradient cache": ("--sim_header", "tightTransf", "--grad_cache_chunk", "4"),
+    "accumulation": ("--sim_header", "meanP", "--gradient_accumulation_steps", "2", "--expand_msrvtt_sentences"),
+    "fp16": ("--sim_header", "meanP", "--precision", "fp16"),
+    "clip_fp16": ("--sim_header", "wti", "--precision", "clip_fp16", "--cdcr", "1"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("step", [2, 5])
+def test_a_stopped_and_resumed_run_ends_with_the_same_bits(folder, tmp_path, monkeypatch, name, step):
+    """Four steps an epoch: stopped in the first and in the second; resumed with workers and a frame cache."""
+    flags = SETTINGS[name]
+    main_task_retrieval.main(command(folder, tmp_path / "whole", *flags))
+    with monkeypatch.context() as patch:
+        calls = step * (2 if name == "accumulation" else 1)
+        stop_after(patch, calls)
+        with pytest.raises(StoppedBySignal) as stopped:
+            main_task_retrieval.main(command(folder, tmp_path / "parts", *flags))
+    assert stopped.value.code == 75
+    more = ["--resume", "auto", "--num_thread_reader", "2", "--frame_cache", str(tmp_path / "cache")]
+    main_task_retrieval.main(command(folder, tmp_path / "parts", *flags, *more))
+    assert f"Resumed after step {step}, " in (tmp_path / "parts" / "log.txt").read_text()
+    assert_equal(outcome(tmp_path / "parts"), outcome(tmp_path / "whole"))
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_the_evaluation_is_evaluated_again(folder, tmp_path, monkeypatch):
+    main_task_retrieval.main(command(folder, tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        patch.setattr("evaluation.Evaluator.after_epoch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            main_task_retrieval.main(command(folder, tmp_path / "parts"))
+    main_task_retrieval.main(command(folder, tmp_path / "parts", "--resume", "auto"))
+    assert_equal(outcome(tmp_path / "parts"), outcome(tmp_path / "whole"))
+    assert len(read_metrics(tmp_path / "parts")["history"]) == 2
+
+
+@pytest.mark.slow
+def test_save_steps_and_a_damaged_newest_point(folder, tmp_path, monkeypatch):
+    """Points after steps 3 and 6; stopped after 7; both newest are damaged but that of step 6."""
+    main_task_retrieval.main(command(folder, tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 7)
+        with pytest.raises(StoppedBySignal):
+            main_task_retrieval.main(command(folder, tmp_path / "parts", "--save_steps", "3"))
+    newest = tmp_path / "parts" / "resume" / "step-00000007" / "optimizer.bin"
+    newest.write_bytes(newest.read_bytes()[:-10])
+    main_task_retrieval.main(command(folder, tmp_path / "parts", "--resume", "auto"))
+    log = (tmp_path / "parts" / "log.txt").read_text()
+    assert "step-00000007 is damaged" in log and "Resumed after step 6, in epoch 2" in log
+    assert_equal(outcome(tmp_path / "parts"), outcome(tmp_path / "whole"))
+
+
+@pytest.mark.slow
+def test_resume_checks_the_flags_and_keeps_everything_where_they_differ(folder, tmp_path):
+    output = tmp_path / "run"
+    main_task_retrieval.main(command(folder, output, "--resume", "auto", "--epochs", "1"))  # nothing there: it starts
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file() and path.name != "log.txt"}
+    with pytest.raises(ValueError, match=r"--lr was 0\.001, is 0\.002.*--resume auto|--resume auto.*--lr was 0\.001"):
+        main_task_retrieval.main(command(folder, output, "--resume", "auto", "--lr", "2e-3", "--epochs", "1"))
+    with pytest.raises(ValueError, match="--holdout was 0, is 4"):
+        main_task_retrieval.main(command(folder, output, "--resume", "auto", "--holdout", "4", "--epochs", "1"))
+    assert {path: path.read_bytes() for path in before} == before
+    main_task_retrieval.main(command(folder, output, "--resume", "auto", "--epochs", "2"))  # longer is allowed
+    assert len(read_metrics(output)["history"]) == 2
+    with pytest.raises(FileExistsError, match=r"pytorch_model\.bin\.0.*--resume auto"):
+        main_task_retrieval.main(command(folder, output))
+
+
+@pytest.mark.slow
+def test_keep_last_keeps_the_best_too(folder, tmp_path):
+    main_task_retrieval.main(command(folder, tmp_path, "--keep_last", "1", "--epochs", "4"))
+    best = read_metrics(tmp_path)["best"]["epoch"]
+    kept = {int(path.suffix[1:]) for path in tmp_path.glob("pytorch_model.bin.*")}
+    assert kept == {3, best} == {int(path.suffix[1:]) for path in tmp_path.glob("pytorch_opt.bin.*")}
+
+
+# Numbers that are not finite
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tolerated", [0, 1])
+def test_a_loss_that_is_not_finite_leaves_batch_and_point(folder, tmp_path, monkeypatch, tolerated):
+    """In step 3: the run stops, or leaves that step out and ends."""
+    back_propagate, calls = training.back_propagate, []
+
+    def poisoned(*arguments):
+        calls.append(1)
+        loss = back_propagate(*arguments)
+        return loss * torch.nan if len(calls) == 3 else loss
+
+    monkeypatch.setattr(training, "back_propagate", poisoned)
+    flags = command(folder, tmp_path, "--skip_nonfinite", str(tolerated))
+    if tolerated:
+        main_task_retrieval.main(flags)
+        assert "the step is left out" in (tmp_path / "log.txt").read_text()
+    else:
+        with pytest.raises(FloatingPointError, match=r"the loss is nan in epoch 1, batch 3 of 4, on rank 0; .*video"):
+            main_task_retrieval.main(flags)
+        assert ResumePoints(tmp_path).newest()["run.bin"]["global_step"] == 2
+    content = torch.load(tmp_path / "nonfinite_batch3_rank0.pt", weights_only=True)
+    assert len(content["videos"]) == 6 and content["batches"][0]["video"].shape == (6, 1, 3, 1, 3, 32, 32)
+    train = (folder / "data" / "MSRVTT_train.csv").read_text().split()
+    assert set(content["videos"]) <= set(train)
+    shutil.rmtree(tmp_path)
