@@ -11,6 +11,7 @@ import math
 import os
 import re
 import subprocess
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import itemgetter
@@ -336,7 +337,7 @@ def read_metrics(folder: str | Path) -> dict:
         content = json.loads(path.read_text(encoding="utf-8"))
         check_content(content)
         return content
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path} is not what an evaluation writes: {type(error).__name__}: {error}") from error
 
 
@@ -362,15 +363,15 @@ def read_ranks(folder: str | Path, direction: str) -> dict[tuple[str, str, int],
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no {RANKS_FILE}; is it the --output_dir of an evaluation?")
     ranks: dict[tuple[str, str, int], int] = {}
+    equal_rows: Counter[tuple[str, str]] = Counter()
     with path.open(encoding="utf-8", newline="") as file:
         try:
             for row in csv.DictReader(file):
                 if row["direction"] != direction:
                     continue
-                key = (row["query"], row["true_video"], 0)
-                while key in ranks:
-                    key = (*key[:2], key[2] + 1)
-                ranks[key] = int(row["rank"])
+                pair = row["query"], row["true_video"]
+                ranks[(*pair, equal_rows[pair])] = int(row["rank"])
+                equal_rows[pair] += 1
         except (ValueError, KeyError, TypeError, csv.Error) as error:
             raise ValueError(f"{path} is not what an evaluation writes: {type(error).__name__}: {error}") from error
     return ranks

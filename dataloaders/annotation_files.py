@@ -13,10 +13,22 @@ from typing import Any
 
 from dataloaders.annotations import first_names, require_path
 
+MAX_BYTES = 512 << 20
+"""Of an annotation file: MSR-VTT's json has 30 MB.  What is read may take many times the memory of the file."""
+
+
+def read_bytes(path, flag: str, limit: int = MAX_BYTES) -> bytes:
+    """The whole file, which has no more than `limit` bytes."""
+    path = require_path(path, flag)
+    size = path.stat().st_size
+    if size > limit:
+        raise ValueError(f"{path} ({flag}) has {size} bytes, more than the {limit} that are read of such a file")
+    return path.read_bytes()
+
 
 def read_text(path, flag: str) -> str:
     """The whole file, with the line ends that it has."""
-    content = require_path(path, flag).read_bytes()
+    content = read_bytes(path, flag)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -45,8 +57,10 @@ def parse_json(text: str, kind: type, place: str) -> Any:
     """`text` as json whose outermost value is of `kind`; errors begin with `place`."""
     try:
         content = json.loads(text)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"{place} is no json: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{place} is no json that can be read: it nests too deeply") from error
     if not isinstance(content, kind):
         raise ValueError(f"{place} must hold a json {kind.__name__}, not a {type(content).__name__}")
     return content

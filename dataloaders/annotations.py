@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ VIDEO_EXTENSIONS = (
 """Containers that OpenCV reads, in lower case; file names are compared without regard to case."""
 
 NAMES_SHOWN = 5
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,12 @@ def locate_captions(
     empty = list(dict.fromkeys(caption.video_id for caption in captions if not caption.text.strip()))
     if empty:
         raise ValueError(f"{source} ({flag}): captions without text, of {len(empty)} videos: {first_names(empty)}")
+    unwritable = [ascii(caption.video_id) for caption in captions if SURROGATE.search(caption.video_id + caption.text)]
+    if unwritable:
+        raise ValueError(
+            f"{source} ({flag}): halves of surrogate pairs, which no file can hold, in the id or a caption of "
+            f"{first_names(list(dict.fromkeys(unwritable)))}"
+        )
     for caption in captions:
         start = 0 if caption.start is None else caption.start
         end = math.inf if caption.end is None else caption.end

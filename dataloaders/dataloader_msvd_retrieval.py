@@ -1,11 +1,15 @@
 """MSVD: a list names the videos of a split, one pickle holds the captions of all videos as lists of words."""
 
+import io
 import pickle
 from pathlib import Path
 from reprlib import repr as shorten  # and safe for what nests too deeply to be written out
 
-from dataloaders.annotation_files import read_ids, texts_of_split
+from dataloaders.annotation_files import read_bytes, read_ids, texts_of_split
 from dataloaders.annotations import Annotations, Caption, locate_captions, require_path
+
+MAX_PICKLE_BYTES = 64 << 20  # the published file has 8 MB
+MAX_TEXT = 1 << 26  # words and characters of all captions; the published file has 4 million
 
 
 def read_split(args, subset: str) -> Annotations:
@@ -24,18 +28,25 @@ def read_split(args, subset: str) -> Annotations:
 def read_captions(path: Path) -> dict[str, list[str]]:
     """Captions by video id from a pickle of `{id: [[word, ...], ...]}`; it can run no code.
 
-    Raises ValueError, naming the class where it asks for one, for a pickle of anything but dicts, lists and strings.
+    Raises ValueError, naming the class where it asks for one, for a pickle of anything but dicts, lists and strings,
+    and for one of many more words than its size lets expect.
     """
     place = f"{path} (--data_path)"
-    with require_path(path, "--data_path").open("rb") as file:
-        try:
-            content = PlainUnpickler(file, encoding="utf-8").load()
-        except Exception as error:  # damaged bytes make pickle raise nearly anything
-            raise ValueError(f"{place} is no pickle of plain dicts, lists and strings: {error}") from error
+    pickled = read_bytes(path, "--data_path", MAX_PICKLE_BYTES)
+    try:
+        content = PlainUnpickler(io.BytesIO(pickled), encoding="utf-8").load()
+    except Exception as error:  # damaged bytes make pickle raise nearly anything
+        raise ValueError(
+            f"{place} is no pickle of plain dicts, lists and strings: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{place} must hold a dict of captions by video id, not a {type(content).__name__}")
-    texts = {}
+    texts, remaining = {}, MAX_TEXT
     for video_id, captions in content.items():
+        # A pickle can name the same list again and again: what it holds may be far larger than it is.
+        remaining -= _expanded_length(captions, remaining)
+        if remaining < 0:
+            raise ValueError(f"{place} repeats its words until they are more than {MAX_TEXT} words and characters")
         if not (isinstance(video_id, str) and isinstance(captions, list) and all(map(_is_word_list, captions))):
             raise ValueError(
                 f"{place}: a video id (str) needs a list of lists of words; {shorten(video_id)} has {shorten(captions)}"
@@ -44,11 +55,69 @@ def read_captions(path: Path) -> dict[str, list[str]]:
     return texts
 
 
-class PlainUnpickler(pickle.Unpickler):
-    """Builds what pickle builds by itself; importing anything, the way to run code, is an error."""
+class PlainUnpickler(pickle._Unpickler):
+    """Python's own interpreter of pickles, with the instructions for dicts, lists, strings and numbers alone.
+
+    What a name in the pickle would import, the way to run code, is an error.  The faster `pickle.Unpickler` takes
+    gigabytes for a few bytes that number a place in its memory.
+    """
+
+    dispatch = {  # noqa: RUF012 - the name and form are the base class's
+        code[0]: pickle._Unpickler.dispatch[code[0]]
+        for code in (
+            pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK, pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE,
+            pickle.INT, pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.UNICODE, pickle.BINUNICODE,
+            pickle.SHORT_BINUNICODE, pickle.STRING, pickle.BINSTRING, pickle.SHORT_BINSTRING, pickle.LIST,
+            pickle.EMPTY_LIST, pickle.EMPTY_DICT, pickle.TUPLE, pickle.EMPTY_TUPLE, pickle.TUPLE1, pickle.TUPLE2,
+            pickle.TUPLE3, pickle.APPEND, pickle.APPENDS, pickle.PUT, pickle.BINPUT, pickle.LONG_BINPUT,
+            pickle.MEMOIZE, pickle.GET, pickle.BINGET, pickle.LONG_BINGET, pickle.GLOBAL, pickle.STACK_GLOBAL,
+        )
+    }  # fmt: skip
 
     def find_class(self, module: str, name: str):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+    def load_empty_set(self):
+        self.find_class("builtins", "set")
+
+    def load_dict(self):
+        items = self.pop_mark()
+        self.append({})
+        self.set_items(items)
+
+    def load_setitem(self):
+        value, key = self.stack.pop(), self.stack.pop()
+        self.set_items([key, value])
+
+    def load_setitems(self):
+        self.set_items(self.pop_mark())
+
+    def set_items(self, items: list):
+        for key in items[::2]:
+            # The hash of tuples in tuples in tuples can take for ever.
+            if not isinstance(key, str | int):
+                raise pickle.UnpicklingError(f"a key is a {type(key).__name__}")
+        self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
+
+    dispatch[pickle.EMPTY_SET[0]] = load_empty_set
+    dispatch[pickle.DICT[0]] = load_dict
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+
+
+def _expanded_length(captions, limit: int) -> int:
+    """Number of words and characters in lists of words, 0 for what is none; counted only as far as `limit`."""
+    length = 0
+    for words in captions if isinstance(captions, list) else ():
+        length += 1
+        if isinstance(words, list | tuple):
+            length += len(words)
+            # Only then is it worth looking at them.
+            if length <= limit:
+                length += sum(len(word) for word in words if isinstance(word, str))
+        if length > limit:
+            break
+    return length
 
 
 def _is_word_list(words) -> bool:

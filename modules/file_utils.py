@@ -22,8 +22,7 @@ logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 10
 READ_SECONDS = 60
-# Pauses before the second, third and fourth attempt; each is up to a half longer, by chance, so that the processes of
-# a cluster do not come back all at once.
+# Pauses before the second attempt and so on; each is up to a half longer by chance, so that many do not come at once.
 RETRY_SECONDS = (1.0, 3.0, 9.0)
 MAX_BYTES = 20 * 10**9
 MAX_REDIRECTS = 5

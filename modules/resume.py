@@ -19,6 +19,8 @@ from pathlib import Path
 
 import torch
 
+from modules.tensor_files import load_tensors
+
 logger = logging.getLogger(__name__)
 
 FOLDER = "resume"
@@ -122,7 +124,7 @@ def read_point(point: Path) -> dict[str, dict]:
         found, expected = about_file(point / name), manifest.get(name) if isinstance(manifest, dict) else None
         if found != expected:
             raise DamagedPointError(f"{point / name} is {found}, and {MANIFEST} says {expected}")
-    return {name: torch.load(point / name, map_location="cpu", weights_only=True) for name in FILES}
+    return {name: load_tensors(point / name) for name in FILES}
 
 
 def about_file(path: Path) -> dict:

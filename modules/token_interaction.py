@@ -275,7 +275,7 @@ def pack_tokens(
 def packed_interaction(texts: PackedTokens, videos: PackedTokens, block_bytes: int = BLOCK_BYTES) -> torch.Tensor:
     """`token_interaction` of all texts with all videos: (A,B) in float32 on the CPU.
 
-    Cosines have the dtype of the packed vectors; sums are taken in float32.
+    Cosines have the dtype of the packed vectors; maxima and sums that of the weights, float32.
     """
     similarity = torch.empty(len(texts.counts), len(videos.counts))
     side = tokens_of_block(texts.vectors, block_bytes)
@@ -289,8 +289,8 @@ def packed_interaction(texts: PackedTokens, videos: PackedTokens, block_bytes: i
         scores = text_weights.new_empty(len(rows), len(videos.counts))
         for columns, frames, video_weights, video_floor in video_blocks:
             cosine = cosines(words, frames)
-            best_frame = cosine.amax(dim=2).float().maximum(video_floor)  # (A,T,B)
-            best_word = cosine.amax(dim=1).float().maximum(text_floor)  # (A,V,B)
+            best_frame = cosine.amax(dim=2).maximum(video_floor)  # (A,T,B)
+            best_word = cosine.amax(dim=1).maximum(text_floor)  # (A,V,B)
             scores[:, columns] = ((best_frame * text_weights).sum(dim=1) + (best_word * video_weights).sum(dim=1)) / 2
         similarity[rows.cpu()] = scores.cpu()
     return similarity

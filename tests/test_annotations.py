@@ -152,3 +152,11 @@ def test_notes_are_part_of_the_count_line(tmp_path):
     assert annotations.count_line() == (
         "2 videos, 2 captions, 0 missing files, 3 left out, 1 share the file of another video"
     )
+
+
+def test_a_caption_that_no_file_can_hold_is_an_error_that_can_be_printed(tmp_path):
+    touch(tmp_path, "video1.mp4")
+    captions = [Caption("video1", "half a pair: \ud83d")]
+    with pytest.raises(ValueError, match="surrogate.*'video1'") as error:
+        locate_captions(captions, tmp_path, source="captions.json", flag="--data_path")
+    str(error.value).encode()

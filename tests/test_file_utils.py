@@ -1,14 +1,12 @@
-"""modules/file_utils.py against a real http server and a real S3 API, both on this machine."""
+"""modules/file_utils.py: local paths, and http from a real server on this machine."""
 
 import hashlib
 import logging
 import os
+import random
 import subprocess
 import sys
 import threading
-import traceback
-from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -17,63 +15,13 @@ import requests
 from modules import file_utils
 from modules.file_utils import cached_path
 from tests.conftest import REPOSITORY
-
-BODY = bytes(range(256)) * 9000  # 2.3 MB: more than two chunks
-SECRET = "hunter2"
-
-
-class Server:
-    """An http server whose answers are a list of dictionaries; the last one is repeated."""
-
-    def __init__(self):
-        self.answers = [{}]
-        self.requests = []
-        owner = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                owner.requests.append((self.path, dict(self.headers)))
-                answer = owner.answers.pop(0) if len(owner.answers) > 1 else owner.answers[0]
-                body = answer.get("body", BODY)
-                self.send_response(answer.get("status", 200))
-                headers = {"Content-Length": str(len(body)), "ETag": '"one"'} | answer.get("headers", {})
-                for name, value in headers.items():
-                    if value is not None:
-                        self.send_header(name, value)
-                self.end_headers()
-                # The client hangs up without the body where it has this version already.
-                with suppress(ConnectionError):
-                    self.wfile.write(body[: answer.get("send", len(body))])
-
-            def log_message(self, *arguments):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01})
-        self.thread.start()
-        self.address = f"http://127.0.0.1:{self.http.server_port}"
-
-    def stop(self):
-        if self.thread.is_alive():
-            self.http.shutdown()
-            self.http.server_close()
-            self.thread.join()
+from tests.download_cases import BODY, SECRET, check_cache, check_no_secret, running_server
 
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(file_utils, "RETRY_SECONDS", (0.0, 0.0, 0.0))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    server = Server()
-    yield server
-    server.stop()
-
-
-def check_cache(cache: Path, copies: int) -> None:
-    """Exactly so many files, every one of them whole."""
-    files = sorted(cache.iterdir())
-    assert len(files) == copies, files
-    assert not [file for file in files if file.name.endswith(".partial")]
+    with running_server(monkeypatch) as server:
+        yield server
 
 
 def test_local_path_is_returned_as_it_is(tmp_path, monkeypatch):
@@ -105,10 +53,17 @@ def test_download_is_complete_and_named_by_url_and_etag(server, tmp_path):
 
 def test_unchanged_file_is_not_fetched_again(server, tmp_path):
     path = Path(cached_path(f"{server.address}/a.pt", tmp_path))
-    path.write_bytes(b"mark")
+    path.write_bytes(BODY[::-1])
     assert cached_path(f"{server.address}/a.pt", tmp_path) == str(path)
-    assert path.read_bytes() == b"mark"
+    assert path.read_bytes() == BODY[::-1]
     assert cached_path(f"{server.address}/b.pt", tmp_path) != str(path)
+
+
+def test_copy_of_another_length_is_fetched_again(server, tmp_path):
+    path = Path(cached_path(f"{server.address}/a.pt", tmp_path))
+    path.write_bytes(BODY[:-1])
+    assert cached_path(f"{server.address}/a.pt", tmp_path) == str(path)
+    assert path.read_bytes() == BODY
 
 
 @pytest.mark.parametrize(
@@ -179,7 +134,14 @@ def test_attempts_pause_longer_and_longer(server, tmp_path, monkeypatch):
     server.answers = [{"status": 500}]
     with pytest.raises(OSError, match=r"HTTP 500 .*\(4 attempts\)"):
         cached_path(f"{server.address}/a.pt", tmp_path)
-    assert pauses == [1.0, 3.0, 9.0]
+    assert len(pauses) == 3
+    assert all(least <= pause <= 1.5 * least for least, pause in zip((1, 3, 9), pauses, strict=True))
+    pauses.clear()
+    state = random.getstate()
+    with pytest.raises(OSError, match=r"\(3 attempts\)"):
+        cached_path(f"{server.address}/a.pt", tmp_path, retry_seconds=(0.001, 0.002))
+    assert len(pauses) == 2 and max(pauses) <= 0.003
+    assert random.getstate() == state, "a training draws from this generator"
 
 
 @pytest.mark.parametrize(("status", "error"), [(404, FileNotFoundError), (403, OSError), (204, OSError)])
@@ -193,13 +155,6 @@ def test_refusal_is_final_and_names_the_public_url(server, tmp_path, status, err
     assert len(server.requests) == 1
     assert "Authorization" in server.requests[0][1]
     check_cache(tmp_path, copies=0)
-
-
-def check_no_secret(caught) -> None:
-    """Neither in the message nor in the traceback that a user would paste into an issue."""
-    assert SECRET not in "".join(traceback.format_exception_only(caught.value))
-    cause = caught.value.__cause__ or (None if caught.value.__suppress_context__ else caught.value.__context__)
-    assert cause is None or SECRET not in str(cause)
 
 
 def test_unreachable_server_is_an_error_without_credentials(server, tmp_path):
@@ -256,6 +211,14 @@ def test_interrupted_or_unwritable_download_leaves_nothing(server, tmp_path, mon
     check_cache(tmp_path, copies=0)
 
 
+def test_bytes_reach_the_disk_before_the_name_and_the_name_before_the_end(server, tmp_path, monkeypatch):
+    calls, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (calls.append("fsync"), fsync(file)))
+    monkeypatch.setattr(os, "replace", lambda source, target: (calls.append("replace"), replace(source, target)))
+    cached_path(f"{server.address}/a.pt", tmp_path)
+    assert calls == ["fsync", "replace", "fsync"]
+
+
 def test_processes_that_fetch_the_same_file_at_once_all_get_it(server, tmp_path):
     paths = []
     threads = [
@@ -269,81 +232,6 @@ def test_processes_that_fetch_the_same_file_at_once_all_get_it(server, tmp_path)
     assert len(set(paths)) == 1
     assert Path(paths[0]).read_bytes() == BODY
     check_cache(tmp_path, copies=1)
-
-
-@pytest.fixture(scope="module")
-def s3_server():
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def bucket(s3_server, monkeypatch):
-    """A bucket `models` in the S3 API that boto3's usual environment variables point to."""
-    import boto3
-
-    monkeypatch.setattr(file_utils, "RETRY_SECONDS", (0.0, 0.0, 0.0))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="models")
-    return client
-
-
-def test_s3_download_and_change(bucket, tmp_path):
-    bucket.put_object(Bucket="models", Key="folder/a b.pt", Body=BODY)
-    first = Path(cached_path("s3://models/folder/a b.pt", tmp_path))
-    assert first.read_bytes() == BODY
-    assert first.suffix == ".pt"
-    assert cached_path("s3://models/folder/a b.pt", tmp_path) == str(first)
-    check_cache(tmp_path, copies=1)
-    bucket.put_object(Bucket="models", Key="folder/a b.pt", Body=b"changed")
-    assert Path(cached_path("s3://models/folder/a b.pt", tmp_path)).read_bytes() == b"changed"
-    check_cache(tmp_path, copies=2)
-
-
-def test_s3_errors(bucket, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"cannot download s3://models/absent\.pt: HTTP 404 NoSuchKey"):
-        cached_path("s3://models/absent.pt", tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"HTTP 404 NoSuchBucket"):
-        cached_path("s3://absent-bucket/a.pt", tmp_path)
-    with pytest.raises(OSError, match="ParamValidationError"):
-        cached_path("s3://not a bucket/a.pt", tmp_path)
-    for incomplete in ("s3://models", "s3://models/", "s3:///a.pt"):
-        with pytest.raises(ValueError, match=f"s3://bucket/key, got {incomplete}"):
-            cached_path(incomplete, tmp_path)
-    check_cache(tmp_path, copies=0)
-
-
-def test_s3_cached_copy_replaces_an_unreachable_server(bucket, server, tmp_path, monkeypatch, caplog):
-    bucket.put_object(Bucket="models", Key="b.pt", Body=b"kept")
-    path = cached_path("s3://models/b.pt", tmp_path)
-    server.stop()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server.address)
-    assert cached_path("s3://models/b.pt", tmp_path) == path
-    assert "cannot reach s3://models/b.pt (EndpointConnectionError)" in caplog.text
-    with pytest.raises(OSError, match=r"s3://models/c\.pt: EndpointConnectionError \(4 attempts\)"):
-        cached_path("s3://models/c.pt", tmp_path)
-
-
-def test_s3_body_cut_short_or_server_trouble_is_retried(bucket, server, tmp_path, monkeypatch):
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server.address)
-    server.answers = [{"send": 1000}, {"status": 503, "body": b""}, {}]
-    assert Path(cached_path("s3://models/a.pt", tmp_path / "whole")).read_bytes() == BODY
-    assert len(server.requests) == 3
-    check_cache(tmp_path / "whole", copies=1)
-    server.answers = [{"send": 1000}]
-    with pytest.raises(OSError, match=r"s3://models/a\.pt: .*\(4 attempts\)"):
-        cached_path("s3://models/a.pt", tmp_path / "none")
-    check_cache(tmp_path / "none", copies=0)
 
 
 def test_import_leaves_the_network_libraries_alone():
