@@ -22,6 +22,7 @@ from modules.configuration import (
 from modules.initialization import describe_clip
 from modules.losses import CDCR_MODES
 from modules.module_clip import LINEAR_PATCHES
+from modules.retrieval import SIMILARITY_DTYPES
 from modules.token_interaction import WTI_ARCHITECTURES, WTI_PADDINGS
 from post_processing import POST_PROCESSES
 
@@ -218,6 +219,10 @@ def add_training_flags(group) -> None:
 
 
 def add_evaluation_flags(group) -> None:
+    group.add_argument(
+        "--similarity_dtype", type=str, default="fp32", choices=tuple(SIMILARITY_DTYPES),
+        help="numbers in which ti and wti compare words with frames in evaluation; bf16 is faster, and moves near ties",
+    )  # fmt: skip
     group.add_argument(
         "--holdout", type=int, default=0,
         help="training videos kept out of training to pick the epoch; 0: the test split picks it, as published",

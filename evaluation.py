@@ -17,7 +17,7 @@ from dataloaders.data_dataloaders import DATALOADER_DICT, evaluation_loaders
 from modules.checkpoint import load_checkpoint
 from modules.distributed import all_gather_objects
 from modules.modeling import CLIP4Clip
-from modules.retrieval import similarity_of_split
+from modules.retrieval import SIMILARITY_DTYPES, similarity_of_split
 from post_processing import ASSUMPTIONS, dual_softmax, querybank_normalize
 from results import Ranking, RunRecord
 
@@ -154,14 +154,15 @@ def eval_epoch(
     hidden = None if process.is_main else True
     texts, videos = evaluation_loaders(test_loader, process.rank, process.world_size, bank)
     similarity = similarity_of_split(
-        model, tqdm(texts, desc="texts", disable=hidden), tqdm(videos, desc="videos", disable=hidden), process.device
-    ).numpy()
+        model, tqdm(texts, desc="texts", disable=hidden), tqdm(videos, desc="videos", disable=hidden), process.device,
+        SIMILARITY_DTYPES[args.similarity_dtype],
+    )  # fmt: skip
     bad_videos = videos.bad_videos
     bad_videos.merge(all_gather_objects(bad_videos))
     if not process.is_main:
         return None
     names = Gallery.of(test_loader.dataset, bad_videos.by_item)
-    similarity, bank_similarity = np.split(similarity, [len(names.texts)])
+    similarity, bank_similarity = np.split(similarity.numpy(), [len(names.texts)])
 
     logger.info("sim matrix size: %d, %d", *similarity.shape)
     if bad_videos.by_item:

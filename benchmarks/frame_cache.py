@@ -20,8 +20,6 @@ What a disk or a hypervisor keeps in memory of its own cannot be dropped from he
 
 import argparse
 import os
-import platform
-import shlex
 import statistics
 import sys
 import tempfile
@@ -30,19 +28,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
-import cv2
 import numpy as np
-import PIL
-import torch
-from PIL import Image
-from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
 from tqdm import tqdm
 
+from benchmarks.decode import GENERATED_FPS, read_by_seeking, write_moving_clip
+from benchmarks.reporting import header, publish
 from dataloaders.frame_cache import FrameCache
-from dataloaders.rawvideo_util import RawVideoExtractor, choose_samples
+from dataloaders.rawvideo_util import RawVideoExtractor
 
-MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of CLIP's pictures
 COLD_GOAL, WARM_GOAL = 50, 1000
 COPIES = 32  # entries of each clip, read one after the other: more bytes than the processor's own caches hold
 
@@ -63,18 +56,6 @@ class Result:
     exact_bytes: int
     jpeg_bytes: int
     jpeg_error: float
-
-
-def write_clip(path: Path, seconds: float) -> Path:
-    """A clip of MSR-VTT's form, 320x240 at 30 frames per second: a random landscape that moves by."""
-    noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
-    landscape = cv2.resize(noise, (960, 720), interpolation=cv2.INTER_CUBIC)
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 30, (320, 240))
-    for number in range(round(seconds * 30)):
-        x, y = 3 * number % 640, 2 * number % 480
-        writer.write(np.ascontiguousarray(landscape[y : y + 240, x : x + 320]))
-    writer.release()
-    return path
 
 
 def drop_pages(paths: list[Path]) -> None:
@@ -100,22 +81,6 @@ def seconds_of(call: Callable[[], object]) -> float:
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
-
-
-def seek_every_second(path: Path, max_frames: int) -> torch.Tensor:
-    """The baseline: every whole second is sought, decoded and made floats `(3, 224, 224)`; the choice comes last."""
-    prepare = Compose([Resize(224, InterpolationMode.BICUBIC), CenterCrop(224), ToTensor(), Normalize(MEAN, DEVIATION)])
-    capture = cv2.VideoCapture(str(path))
-    fps, count = int(capture.get(cv2.CAP_PROP_FPS)), int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-    frames = []
-    for position in range(0, count, max(1, fps)):
-        capture.set(cv2.CAP_PROP_POS_FRAMES, position)
-        readable, picture = capture.read()
-        if not readable:
-            break
-        frames.append(prepare(Image.fromarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))))
-    capture.release()
-    return torch.stack([frames[choice] for choice in choose_samples(len(frames), max_frames, 2)])
 
 
 class Decoded:
@@ -165,7 +130,7 @@ def measure(path: Path, folder: Path, max_frames: int, repeats: int) -> Result:
 
     times = {name: [] for name in ("seek", "decode", "cold", "warm", "warm_copy", "copy", "jpeg")}
     for _ in range(repeats):
-        times["seek"].append(seconds_of(lambda: seek_every_second(path, max_frames)))
+        times["seek"].append(seconds_of(lambda: read_by_seeking(path, max_frames)))
         times["decode"].append(seconds_of(lambda: extractor.read_frames(path, max_frames)))
         drop_pages(exact_entries)
         times["cold"].append(seconds_of(read_cold) / COPIES)
@@ -209,40 +174,27 @@ def table(results: list[Result]) -> list[str]:
     return lines
 
 
-def header(arguments: list[str]) -> list[str]:
-    """Machine, versions and command."""
-    command = shlex.join(["python", "-m", "benchmarks.frame_cache", *arguments])
-    return [
-        f"`{command}` on {platform.machine()} ({platform.system()} {platform.release()}), {os.cpu_count()} cores, "
-        f"Python {platform.python_version()}, PyAV {av.__version__}, OpenCV {cv2.__version__}, numpy {np.__version__}, "
-        f"Pillow {PIL.__version__}",
-        "",
-    ]
-
-
 def main(arguments: list[str] | None = None) -> list[Result]:
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     real_clips = Path(__file__).resolve().parents[2] / "shared" / "data" / "real_clips" / "videos"
     parser.add_argument("--clips", type=Path, default=real_clips, help="folder of clips; may be absent")
-    parser.add_argument("--seconds", type=float, default=15, help="length of the generated clip")
+    parser.add_argument("--seconds", type=int, default=15, help="length of the generated clip")
     parser.add_argument("--max_frames", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--folder", type=Path, help="where the cache lies during the run; default: a temporary folder")
     parser.add_argument("--output", type=Path, help="Markdown file to write the report to as well")
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        generated = write_clip(Path(folder, f"generated_{args.seconds:g}s_320x240.mp4"), args.seconds)
+        generated = Path(folder, f"generated_{args.seconds}s_320x240.mp4")
+        write_moving_clip(generated, args.seconds, 320, 240, GENERATED_FPS)
         paths = [generated, *(sorted(args.clips.iterdir()) if args.clips.is_dir() else [])]
         progress = tqdm(paths, unit="clip", disable=None)
         results = []
         for path in progress:
             with tempfile.TemporaryDirectory(dir=folder) as entries:
                 results.append(measure(path, Path(entries), args.max_frames, args.repeats))
-    report = "\n".join(header(arguments) + table(results))
-    print(report)
-    if args.output:
-        args.output.write_text(report + "\n", encoding="utf-8")
+    publish("\n".join([header("frame_cache", arguments), *table(results)]), args.output)
     return results
 
 

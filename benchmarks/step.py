@@ -15,8 +15,6 @@ the CPU a tiny CLIP, and a few blocks of ViT-B/32's widths, in fp32.
 
 import argparse
 import math
-import os
-import platform
 import statistics
 import sys
 import time
@@ -31,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from benchmarks.plain_step import PlainBertAdam, PlainModel
+from benchmarks.reporting import header, publish
 from modules.initialization import convert_clip_to_float16
 from modules.modeling import CLIP4Clip
 from modules.module_clip import cut_padding
@@ -283,15 +282,6 @@ def profile_of(contestant: Contestant, precision: str, batch: Batch) -> str:
     return profiler.key_averages().table(sort_by=order, row_limit=20, max_name_column_width=60)
 
 
-def header(options: argparse.Namespace, arguments: list[str]) -> str:
-    """Machine, versions and command."""
-    device = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or platform.machine()
-    return (
-        f"{device}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, Python {platform.python_version()}, "
-        f"torch {torch.__version__}, `python -m benchmarks.step {' '.join(arguments)}`; medians of {options.repeats}"
-    )
-
-
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     has_gpu = torch.cuda.is_available()
@@ -328,10 +318,8 @@ def main(arguments: list[str] | None = None) -> None:
                 rows, note = compare(clip, head, precision, options)
                 table += rows
                 notes.append(note)
-    report = "\n".join([header(options, arguments), "", *table, "", *(f"- {note}" for note in notes), ""])
-    print(report)
-    if options.output:
-        options.output.write_text(report, encoding="utf-8")
+    about = header("step", arguments, f"{torch.get_num_threads()} threads", f"medians of {options.repeats}")
+    publish("\n".join([about, *table, "", *(f"- {note}" for note in notes)]), options.output)
 
 
 if __name__ == "__main__":

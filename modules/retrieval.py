@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 import torch
 
-from modules.distributed import all_gather_uneven
+from modules.distributed import all_gather_uneven, gather_rows
 from modules.modeling import CLIP4Clip, as_rows
 from modules.token_interaction import PackedTokens, pack_tokens, packed_interaction
 
+SIMILARITY_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 BLOCK_BYTES = 1 << 28  # of what a cross encoder or the pooled heads hold of the pairs that they score at once
 
 
@@ -113,8 +114,8 @@ def similarity_of_split(
     video_batches: Iterable[tuple[torch.Tensor, ...]],
     device: torch.device,
     dtype: torch.dtype = torch.float32,
-) -> torch.Tensor:
-    """Similarity (A,B) of a whole split on every rank; the batches are this rank's contiguous shard of it.
+) -> torch.Tensor | None:
+    """Similarity (A,B) of a whole split on rank 0, None on the others; the batches are this rank's shard of it.
 
     `dtype` is that of the token heads' vectors and cosines; the other heads keep theirs.
     The model must be in evaluation mode; ValueError otherwise, because training mode scales and drops out.
@@ -124,4 +125,5 @@ def similarity_of_split(
     texts = encode_texts(model, text_batches, device, dtype)
     videos = gathered(encode_videos(model, video_batches, device, dtype))
     rows = score_in_blocks(model, texts, videos)
-    return all_gather_uneven(rows.to(device)).cpu()
+    similarity = gather_rows(rows.to(device))
+    return None if similarity is None else similarity.cpu()

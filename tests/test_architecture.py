@@ -131,6 +131,7 @@ OUR_FLAGS = [
     ("grad_checkpointing", bool, False),
     ("grad_cache_chunk", int, 0),
     ("gather", str, "published"),
+    ("similarity_dtype", str, "fp32"),
     ("holdout", int, 0),
     ("post_process", str, "none"),
     ("dsl_temperature", float, 100.0),
@@ -154,6 +155,7 @@ CHOICES = {
     "cdcr": [0, 1, 2, 3],
     "precision": ["clip_fp16", "fp32", "bf16", "fp16"],
     "gather": ["published", "exact"],
+    "similarity_dtype": ["fp32", "bf16"],
     "post_process": ["none", "dsl", "qb_norm"],
 }
 
@@ -363,7 +365,7 @@ def test_list_of_flags():
 
 def test_tables_of_flags_have_no_doubles():
     names = [name for name, _, _ in CLIP4CLIP_FLAGS + OUR_FLAGS]
-    assert len(names) == len(set(names)) == 54 + 24
+    assert len(names) == len(set(names)) == 54 + 25
 
 
 def forbidden_lines(tree: ast.AST) -> list[str]:

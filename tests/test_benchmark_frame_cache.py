@@ -1,7 +1,5 @@
 """The benchmark of the frame cache runs, drops pages where it says so, and counts bytes and frames right."""
 
-import cv2
-import numpy as np
 import pytest
 
 from benchmarks import frame_cache
@@ -37,17 +35,3 @@ def test_ratios_and_goals_of_the_table():
     assert "| decode / warm | 2000 | 2000 | 2000 | 1000 | 2 of 2 |" in lines
     assert "| decode / warm_copy | 500 | 500 | 500 | 1000 | 0 of 2 |" in lines
     assert "| seek / warm_copy | 1000 | 1000 | 1000 | 1000 | 2 of 2 |" in lines
-
-
-def test_the_baseline_chooses_and_normalises_the_same_seconds(tmp_path):
-    """Against grey frames: brightness b becomes (b / 255 - mean) / deviation."""
-    path = tmp_path / "grey.mp4"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 10, (64, 48))
-    for number in range(35):
-        writer.write(np.full((48, 64, 3), 7 * number, dtype=np.uint8))
-    writer.release()
-    frames = frame_cache.seek_every_second(path, 3)
-    assert frames.shape == (3, 3, 224, 224)
-    for frame, brightness in zip(frames, (0, 70, 210), strict=True):
-        mean, deviation = np.array(frame_cache.MEAN), np.array(frame_cache.DEVIATION)
-        np.testing.assert_allclose(frame.mean((1, 2)), (brightness / 255 - mean) / deviation, atol=0.06)

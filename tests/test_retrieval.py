@@ -61,6 +61,7 @@ def test_token_heads_keep_valid_tokens_alone(head, padding):
         assert packed.counts.tolist() == mask.sum(dim=1).tolist()
         assert packed.vectors.shape == (mask.sum(), 48)
         assert packed.vectors.dtype == dtype
+        assert (packed.floor == 0).tolist() == [padding == "zero" and not row.all() for row in mask]
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
