@@ -130,7 +130,7 @@ def measure(path: Path, folder: Path, max_frames: int, repeats: int) -> Result:
 
     times = {name: [] for name in ("seek", "decode", "cold", "warm", "warm_copy", "copy", "jpeg")}
     for _ in range(repeats):
-        times["seek"].append(seconds_of(lambda: read_by_seeking(path, max_frames)))
+        times["seek"].append(seconds_of(lambda: read_by_seeking(path)))
         times["decode"].append(seconds_of(lambda: extractor.read_frames(path, max_frames)))
         drop_pages(exact_entries)
         times["cold"].append(seconds_of(read_cold) / COPIES)

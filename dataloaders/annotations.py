@@ -11,7 +11,7 @@ VIDEO_EXTENSIONS = (
     ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".m2ts", ".m2v", ".m4v", ".mkv", ".mov", ".mp4",
     ".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".ogm", ".ogv", ".rm", ".rmvb", ".ts", ".vob", ".webm", ".wmv",
 )  # fmt: skip
-"""Containers that OpenCV reads, in lower case; file names are compared without regard to case."""
+"""Containers that FFmpeg reads, in lower case; file names are compared without regard to case."""
 
 NAMES_SHOWN = 5
 SURROGATE = re.compile("[\ud800-\udfff]")

@@ -1,42 +1,35 @@
-"""Frames of a video file: decode, sample, choose, order, resize.
+"""Frames of a video file: sample, choose, order, resize.
 
-A file is read from its start to the last frame that matters.  Frames that are not kept are only decoded, never
-converted, so memory is bounded by the frames that are returned, whatever the length of the video.
+Frames that are not kept are never converted, and decoded only where the kept ones need them (`video_decoding`), so that
+memory is bounded by the frames that are returned, whatever the length of the video.
 """
 
 import math
-import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-import cv2
+import av
 import numpy as np
 from PIL import Image
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.functional import center_crop, resize
+
+from dataloaders.video_decoding import DoubtfulPackets, VideoInfo, VideoReader, VideoReadError, probe
+
+__all__ = [
+    "RawVideoExtractor",
+    "SampleGrid",
+    "VideoInfo",
+    "VideoReadError",
+    "choose_samples",
+    "order_frames",
+    "probe",
+]
 
 SLICE_FRAMEPOS = (0, 1, 2)
 FRAME_ORDERS = (0, 1, 2)
 
-# The first reading plans with the header's frame count, the second with the true one; the third is for files whose
-# frames can be skipped but not all converted.
+# The first reading in order plans with a frame count that may be wrong, the second with the true one; the third is for
+# files that are written to meanwhile.
 READINGS = 3
-
-
-class VideoReadError(RuntimeError):
-    """A video file gives no frames; `path` says which, `reason` why.
-
-    A DataLoader re-raises the error of a worker with the worker's whole traceback as its only argument: `path` then
-    holds that text, which ends with path and reason.
-    """
-
-    def __init__(self, path, reason: str = ""):
-        super().__init__(path, reason)
-        self.path = path
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}" if self.reason else str(self.path)
 
 
 @dataclass(frozen=True)
@@ -112,65 +105,74 @@ class RawVideoExtractor:
         if not (0 <= start <= end and start < math.inf):
             raise ValueError(f"a time span needs 0 <= start_time <= end_time, got {start_time} to {end_time} seconds")
 
-        try:
-            frames = self._read(Path(path), max_frames, slice_framepos, math.floor(start), end)
-        except cv2.error as error:
-            raise VideoReadError(path, f"OpenCV failed: {error}") from error
+        frames = self._read(path, max_frames, slice_framepos, math.floor(start), end)
         return order_frames(frames, frame_order, random_generator)
 
-    def _read(self, path: Path, max_frames: int, slice_framepos: int, start: int, end: float) -> np.ndarray:
-        fps, header_count, codec = _read_header(path)
-        rate = min(self.framerate, fps)
-        limit = None if end == math.inf else (math.ceil(end) - start + 1) * rate
-        if slice_framepos == 0:
-            limit = max_frames if limit is None else min(limit, max_frames)
-        grid = SampleGrid(fps, rate, start, limit)
+    def _read(self, path, max_frames: int, slice_framepos: int, start: int, end: float) -> np.ndarray:
+        with VideoReader(path) as video:
+            fps = max(1, int(video.header.fps))
+            rate = min(self.framerate, fps)
+            limit = None if end == math.inf else (math.ceil(end) - start + 1) * rate
+            if slice_framepos == 0:
+                limit = max_frames if limit is None else min(limit, max_frames)
+            grid = SampleGrid(fps, rate, start, limit)
 
+            def choose(frame_count: int) -> list[int]:
+                samples = choose_samples(grid.count(frame_count), max_frames, slice_framepos)
+                return [grid.position(sample) for sample in samples]
+
+            try:
+                frame_count = video.read_packets(grid.end())
+                frames = [self._square(video, frame) for frame in video.read_chosen(choose(frame_count))]
+            except DoubtfulPackets:
+                frames, frame_count = self._read_in_order(video, grid, choose)
+        if frame_count == 0:
+            promise = f"the header promises {video.header.frames} frames, codec {video.header.codec}"
+            raise VideoReadError(video.path, f"no frame could be decoded; {promise}")
+        if not frames:
+            reason = f"no frame at or after second {start}: it ends after {frame_count} frames at {fps} per second"
+            raise VideoReadError(video.path, reason)
+        return np.stack(frames)
+
+    def _read_in_order(
+        self, video: VideoReader, grid: SampleGrid, choose: Callable[[int], list[int]]
+    ) -> tuple[list[np.ndarray], int]:
+        """The frames that `choose` takes, and how many frames there are before the grid's end."""
         # Headers lie, so the plan is made with the header's count, checked while reading, and made again if wrong.
-        frame_count = header_count
+        frame_count = video.header.frames
         for _ in range(READINGS):
             sample_count = grid.count(frame_count)
-            samples = choose_samples(sample_count, max_frames, slice_framepos)
-            frames, frame_count = self._decode(path, [grid.position(sample) for sample in samples], grid.end())
-            if frame_count == 0:
-                raise VideoReadError(
-                    path, f"no frame could be decoded; the header promises {header_count} frames, codec {codec}"
-                )
-            if grid.count(frame_count) == 0:
-                raise VideoReadError(
-                    path, f"no frame at or after second {start}: it ends after {frame_count} frames at {fps} per second"
-                )
+            positions = choose(frame_count)
+            frames = []
+            frame_count = 0
+            for frame in video.read_in_order():
+                if len(frames) < len(positions) and frame_count == positions[len(frames)]:
+                    frames.append(self._square(video, frame))
+                frame_count += 1
+                if frame_count >= grid.end():
+                    break
             if grid.count(frame_count) == sample_count:
-                return np.stack(frames)
-        raise VideoReadError(path, f"every reading gives another number of frames; the last gave {frame_count}")
+                return frames, frame_count
+        raise VideoReadError(video.path, f"every reading gives another number of frames; the last gave {frame_count}")
 
-    def _decode(self, path: Path, positions: list[int], end: float) -> tuple[list[np.ndarray], int]:
-        """The frames at the increasing `positions`, and how many frames before frame `end` are readable."""
-        frames = []
-        capture = _open(path)
-        try:
-            number = 0
-            while number < end and capture.grab():
-                if len(frames) < len(positions) and number == positions[len(frames)]:
-                    readable, picture = capture.retrieve()
-                    if not readable:
-                        break
-                    frames.append(_resize_and_crop(picture, self.size))
-                number += 1
-        finally:
-            capture.release()
-        return frames, number
+    def _square(self, video: VideoReader, frame: av.VideoFrame) -> np.ndarray:
+        return _resize_and_crop(video.picture(frame), self.size)
 
 
 def order_frames(
     frames: np.ndarray, frame_order: int, random_generator: np.random.Generator | None = None
 ) -> np.ndarray:
-    """Frames (L, ...) in order 0 as filmed, 1 reversed, 2 shuffled by `random_generator` (a fresh one for None)."""
+    """The frames `(L, ...)`, contiguous, in another order.
+
+    `frame_order` 0 is as filmed, 1 reversed, 2 shuffled by `random_generator` (a fresh one where none is given);
+    anything else is a ValueError.
+    """
     _check_choice("frame_order", frame_order, FRAME_ORDERS)
     if frame_order == 1:
         frames = frames[::-1]
     elif frame_order == 2:
-        frames = frames[(random_generator or np.random.default_rng()).permutation(len(frames))]
+        random_generator = random_generator or np.random.default_rng()
+        frames = frames[random_generator.permutation(len(frames))]
     return np.ascontiguousarray(frames)
 
 
@@ -190,39 +192,12 @@ def _check_choice(name: str, value: int, choices: tuple[int, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}; got {value!r}")
 
 
-def _read_header(path: Path) -> tuple[int, int, str]:
-    """Frames per second, cut to an integer but at least 1; the number of frames (0 is unknown); the codec's name."""
-    capture = _open(path)
-    try:
-        fps = capture.get(cv2.CAP_PROP_FPS)
-        count = capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        codec = int(capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(8, "little", signed=True)[:4]
-    finally:
-        capture.release()
-    if not (math.isfinite(fps) and fps > 0):
-        raise VideoReadError(path, f"the header gives a frame rate of {fps} frames per second")
-    known_count = int(count) if math.isfinite(count) and count > 0 else 0
-    return max(1, int(fps)), known_count, codec.decode("latin-1").strip("\0") or "unknown"
-
-
-def _open(path: Path) -> cv2.VideoCapture:
-    try:
-        if path.is_dir() or path.stat().st_size == 0:
-            raise VideoReadError(path, "this is a folder" if path.is_dir() else "the file is empty (0 bytes)")
-        with path.open("rb"):
-            pass
-    except OSError as error:
-        raise VideoReadError(path, error.strerror or str(error)) from error
-    # Absolute, so that FFmpeg takes no colon for a protocol; one thread, because every DataLoader worker has its own.
-    capture = cv2.VideoCapture(os.path.abspath(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
-    if not capture.isOpened():
-        raise VideoReadError(path, "OpenCV finds no video stream in it: no video file, or one that is cut off")
-    return capture
-
-
-def _resize_and_crop(picture: np.ndarray, size: int) -> np.ndarray:
-    """From OpenCV's `(height, width, 3)` BGR to `(3, size, size)` RGB."""
-    # The channels are swapped without OpenCV: its thread pool does not survive the fork of a DataLoader worker.
-    image = Image.fromarray(np.ascontiguousarray(picture[:, :, ::-1]))
-    image = center_crop(resize(image, size, InterpolationMode.BICUBIC), size)
-    return np.asarray(image).transpose(2, 0, 1)
+def _resize_and_crop(image: Image.Image, size: int) -> np.ndarray:
+    """From a picture of any size to `(3, size, size)`: the shorter side becomes `size`, the centre is cut out."""
+    shorter = min(image.size)
+    width, height = (size * side // shorter for side in image.size)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    # The two passes of a bicubic resize, apart: the second leaves out the columns that are cut off.
+    image = image.resize((width, image.height), Image.Resampling.BICUBIC)
+    image = image.crop((left, 0, left + size, image.height)).resize((size, height), Image.Resampling.BICUBIC)
+    return np.asarray(image.crop((0, top, size, top + size))).transpose(2, 0, 1)

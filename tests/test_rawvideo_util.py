@@ -3,8 +3,11 @@
 import hashlib
 import math
 import pickle
-import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -12,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataloaders import rawvideo_util
-from dataloaders.rawvideo_util import RawVideoExtractor, SampleGrid, VideoReadError, choose_samples
+from dataloaders import rawvideo_util, video_decoding
+from dataloaders.rawvideo_util import RawVideoExtractor, SampleGrid, VideoReadError, choose_samples, order_frames
 
 BRIGHTNESS_STEP = 7
 
@@ -46,10 +49,6 @@ def extractor() -> RawVideoExtractor:
 
 
 @pytest.mark.real_clips
-@pytest.mark.skipif(
-    int(cv2.__version__.split(".")[0]) < 5,
-    reason=f"the reference pixels are OpenCV 5.0's; {cv2.__version__} decodes some clips to others",
-)
 def test_all_real_clips_equal_the_reference_byte_for_byte(golden_frames, real_clips):
     extractor = RawVideoExtractor(golden_frames["framerate"], golden_frames["size"])
 
@@ -148,6 +147,18 @@ def test_frame_orders(clip, extractor):
     assert sorted(numbers(extractor.read_frames(clip, 4, frame_order=2))) == [0, 10, 20, 30]
 
 
+def test_ordering_frames_that_were_read_before():
+    frames = np.arange(12).reshape(4, 3)
+    assert order_frames(frames, 0).tolist() == frames.tolist()
+    assert order_frames(frames, 1)[:, 0].tolist() == [9, 6, 3, 0]
+    permutation = np.random.default_rng(5).permutation(4)
+    shuffled = order_frames(frames, 2, np.random.default_rng(5))
+    assert shuffled[:, 0].tolist() == [3 * row for row in permutation]
+    assert order_frames(frames, 1).flags["C_CONTIGUOUS"]
+    with pytest.raises(ValueError, match="frame_order must be one of 0, 1, 2; got 7"):
+        order_frames(frames, 7)
+
+
 @pytest.mark.parametrize("header_count", [0, 1, 10, 11, 34, 36, 41, 5000, 10**17])
 @pytest.mark.parametrize(
     ("slice_framepos", "max_frames", "expected"),
@@ -156,7 +167,10 @@ def test_frame_orders(clip, extractor):
 def test_a_wrong_frame_count_in_the_header_changes_nothing(
     clip, extractor, monkeypatch, header_count, slice_framepos, max_frames, expected
 ):
-    monkeypatch.setattr(rawvideo_util, "_read_header", lambda path: (10, header_count, "mp4v"))
+    read_header = video_decoding.VideoReader._read_header
+    monkeypatch.setattr(
+        video_decoding.VideoReader, "_read_header", lambda video: replace(read_header(video), frames=header_count)
+    )
     assert numbers(extractor.read_frames(clip, max_frames, slice_framepos)) == expected
     if slice_framepos == 2 and max_frames == 3:
         assert numbers(extractor.read_frames(clip, max_frames, start_time=1, end_time=3)) == [10, 20, 30]
@@ -259,34 +273,30 @@ def reason_of(extractor, path, **arguments) -> str:
     return error.value.reason
 
 
-def test_reasons(tmp_path, clip, extractor, monkeypatch):
+def test_reasons(tmp_path, extractor):
     assert "No such file" in reason_of(extractor, tmp_path / "absent.mp4")
     (tmp_path / "empty.mp4").touch()
     assert "empty (0 bytes)" in reason_of(extractor, tmp_path / "empty.mp4")
     assert "folder" in reason_of(extractor, tmp_path)
     (tmp_path / "text.mp4").write_text("this is no video " * 100)
-    assert "no video stream" in reason_of(extractor, tmp_path / "text.mp4")
+    assert "no video in it" in reason_of(extractor, tmp_path / "text.mp4")
     short = tmp_path / "short.mp4"
     write_clip(short, 35, 10)
     assert "at or after second 4: it ends after 35 frames" in reason_of(extractor, short, start_time=4, end_time=9)
 
-    monkeypatch.setattr(rawvideo_util, "_resize_and_crop", lambda *_: cv2.cvtColor(np.zeros(3), cv2.COLOR_BGR2RGB))
-    assert "OpenCV failed" in reason_of(extractor, short)
+    # One megabyte of picture would become half a gigabyte once its shorter side has 224 pixels.
+    strip = tmp_path / "strip.mp4"
+    write_clip(strip, 1, 10, width=4096, height=8)
+    assert "4096x8 is no picture" in reason_of(extractor, strip)
 
 
-def test_frame_rate_zero(tmp_path, extractor, monkeypatch):
-    path = tmp_path / "clip.mp4"
-    write_clip(path, 5, 5)
-
-    class NoRate:
-        def get(self, which):
-            return 0.0
-
-        def release(self):
-            pass
-
-    monkeypatch.setattr(rawvideo_util, "_open", lambda path: NoRate())
-    assert "frame rate of 0.0" in reason_of(extractor, path)
+@pytest.mark.parametrize("time_base", [None, Fraction(0)])
+def test_a_header_without_any_frame_rate(clip, extractor, monkeypatch, time_base):
+    decoder = SimpleNamespace(width=64, height=48)
+    stream = SimpleNamespace(codec_context=decoder, average_rate=None, guessed_rate=None, time_base=time_base)
+    container = SimpleNamespace(streams=SimpleNamespace(video=[stream]), close=lambda: None)
+    monkeypatch.setattr(video_decoding, "_open_container", lambda path: container)
+    assert "frame rate of 0.0" in reason_of(extractor, Path(clip))
 
 
 def test_a_truncated_file_gives_the_frames_that_are_left(tmp_path, extractor):
@@ -305,28 +315,6 @@ def test_a_read_error_survives_pickling():
     error = pickle.loads(pickle.dumps(VideoReadError("/videos/a.mp4", "the file is empty")))
     assert (error.path, error.reason) == ("/videos/a.mp4", "the file is empty")
     assert str(error) == "/videos/a.mp4: the file is empty"
-
-
-@pytest.mark.real_clips
-def test_broken_files_give_frames_or_an_error_within_seconds(real_clips):
-    # The frames that OpenCV 5 reads according to manifest.csv, at whole seconds of its frame rate.
-    readable = {
-        "085_-video-with-dash-.mp4": 5,  # 5 frames at 1 per second
-        "128_corrupted.mp4": 3,  # 28 of 50 at 10
-        "179_bad_video_sample.mp4": 1,  # 15 at 15
-        "267_no_timescale.mp4": 1,  # 8 of 182 at 30
-    }
-    paths = sorted((real_clips / "broken").iterdir())
-    assert len(paths) == 27
-    for path in paths:
-        started = time.monotonic()
-        try:
-            frame_count = len(RawVideoExtractor().read_frames(path, 12))
-        except VideoReadError as error:
-            assert error.path == path and error.reason
-            frame_count = None
-        assert frame_count == readable.get(path.name), path.name
-        assert time.monotonic() - started < 5, path.name
 
 
 @pytest.mark.real_clips

@@ -1,0 +1,260 @@
+"""Frames of a video file by their number, decoding as little as the file allows.
+
+Frame n is the one that comes out as number n when the whole file is decoded from its start.  There are two ways to it.
+`read_chosen` takes the numbers from the presentation times of the packets and decodes only the groups of pictures that
+hold chosen frames, each from its key frame to the chosen one, without the frames that no other frame refers to.
+`read_in_order` decodes everything; it is for the files whose packets do not say which of them holds which frame.
+"""
+
+import math
+import os
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import av
+from av.video.reformatter import VideoReformatter
+from PIL import Image
+
+# A picture of 8192 x 8192: a header that claims more is damaged, and would cost gigabytes to believe.
+MAX_PIXELS = 1 << 26
+# Once the shorter side is resized to `size`, the longer one has this many times as much.
+MAX_ASPECT = 256
+# Packets are held in memory up to this size; a longer video is read in order.
+MAX_PACKET_BYTES = 1 << 27
+# H.264 and HEVC hold back at most 16 frames, so a packet is never further than this from its place among the frames.
+MAX_REORDERED = 32
+# Formats in which every packet is one frame; in others, such as MPEG-4 in AVI, it may be none or two.
+ONE_FRAME_PER_PACKET = ("h264", "hevc", "vp9", "av1")
+
+TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
+
+
+class VideoReadError(RuntimeError):
+    """A video file gives no frames; `path` says which, `reason` why.
+
+    A DataLoader re-raises the error of a worker with the worker's whole traceback as its only argument: `path` then
+    holds that text, which ends with path and reason.
+    """
+
+    def __init__(self, path, reason: str = ""):
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}" if self.reason else str(self.path)
+
+
+class DoubtfulPackets(Exception):
+    """The packets do not tell the frames' numbers; the file has to be read in order."""
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a file says of its video: frames per second and in all, seconds, pixels, the codec's name.
+
+    `frames` is counted where every packet is one frame; elsewhere it is the header's number.  0 is unknown.
+    """
+
+    fps: float
+    frames: int
+    duration: float
+    width: int
+    height: int
+    codec: str
+
+
+def probe(path) -> VideoInfo:
+    """Describes a video without decoding it; raises VideoReadError where it cannot be opened."""
+    with VideoReader(path) as video:
+        try:
+            return replace(video.header, frames=video.read_packets())
+        except DoubtfulPackets:
+            return video.header
+
+
+class VideoReader:
+    """An open video file, to be closed by `with`; raises VideoReadError where the file is no readable video."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self.reformatter = VideoReformatter()
+        self._open()
+
+    def __enter__(self) -> "VideoReader":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.container.close()
+
+    def _open(self) -> None:
+        self.container = _open_container(self.path)
+        try:
+            if not self.container.streams.video:
+                raise VideoReadError(self.path, "there is no video stream in it")
+            self.stream = self.container.streams.video[0]
+            self.decoder = self.stream.codec_context
+            self.header = self._read_header()
+        except VideoReadError:
+            self.container.close()
+            raise
+        # One thread, because every DataLoader worker has a processor of its own and threads do not survive its fork.
+        self.decoder.thread_count = 1
+        self.decoder.options = {"max_pixels": str(MAX_PIXELS)}
+        self.is_fresh = True
+
+    def _read_header(self) -> VideoInfo:
+        if self.decoder is None:
+            raise VideoReadError(self.path, "FFmpeg has no decoder for its codec")
+        width, height = self.decoder.width, self.decoder.height
+        if width * height > MAX_PIXELS:
+            raise VideoReadError(self.path, f"the header claims {width}x{height} pixels, more than {MAX_PIXELS}")
+        tick = self.stream.time_base or 0
+        # Without a frame rate every tick of the container's clock is a frame, as in OpenCV's reader.
+        fps = float(self.stream.average_rate or self.stream.guessed_rate or (1 / tick if tick else 0))
+        if fps <= 0:
+            raise VideoReadError(self.path, f"the header gives a frame rate of {fps} frames per second")
+        if self.stream.duration is None:
+            duration = (self.container.duration or 0) / av.time_base
+        else:
+            duration = float(self.stream.duration * tick)
+        duration = max(0.0, duration)
+        frames = self.stream.frames if self.stream.frames > 0 else round(duration * fps)
+        return VideoInfo(fps, frames, duration, width, height, self.decoder.codec.canonical_name)
+
+    def read_packets(self, end: float = math.inf) -> int:
+        """Reads the packets, at least those of the first `end` frames, and returns how many frames they hold.
+
+        Raises DoubtfulPackets where they do not tell the order of the frames.
+        """
+        if self.header.codec not in ONE_FRAME_PER_PACKET:
+            raise DoubtfulPackets
+        self.is_fresh = False
+        self.packets = []
+        size = shown = 0
+        try:
+            for packet in self.container.demux(self.stream):
+                if packet.dts is None and packet.size == 0:
+                    break  # the end of the stream
+                self.packets.append(packet)
+                size += packet.size
+                shown += not packet.is_discard
+                if size > MAX_PACKET_BYTES:
+                    raise DoubtfulPackets
+                if shown >= end + MAX_REORDERED:
+                    break
+        except av.FFmpegError as error:
+            raise DoubtfulPackets from error
+        self.shown = _presentation_order(self.packets, self.decoder.has_b_frames)
+        return len(self.shown)
+
+    def read_chosen(self, numbers: list[int]) -> Iterator[av.VideoFrame]:
+        """Yields the frames of the given increasing numbers; `read_packets` comes first.
+
+        Raises DoubtfulPackets, possibly after some frames, where the decoder disagrees with the packets.
+        """
+        for start, stop, times in self._runs(numbers):
+            wanted = set(times)
+            latest = -math.inf
+            key = self.packets[start]
+            key_is_due = not key.is_discard
+            for frame in self._decode_run(start, stop, wanted):
+                # The two fields of an interlaced frame may be two packets.
+                if frame.pts is None or frame.pts <= latest or frame.is_corrupt or frame.interlaced_frame:
+                    raise DoubtfulPackets
+                # Encoders with periodic intra refresh mark pictures as key frames that need the ones before them; the
+                # decoder does not show those.
+                if key_is_due and frame.pts > key.pts:
+                    raise DoubtfulPackets
+                key_is_due = key_is_due and frame.pts < key.pts
+                latest = frame.pts
+                if latest in wanted:
+                    wanted.remove(latest)
+                    yield frame
+            if wanted:
+                raise DoubtfulPackets
+
+    def _runs(self, numbers: list[int]) -> list[tuple[int, int, list[int]]]:
+        """Packets to decode: first, end, and the presentation times of the chosen frames in between."""
+        keys = [place for place, packet in enumerate(self.packets) if packet.is_keyframe]
+        runs = []
+        for number in numbers:
+            place = self.shown[number]
+            time = self.packets[place].pts
+            key = bisect_right(keys, place) - 1
+            # A frame that is shown before the key frame it follows in the file may refer to frames before that.
+            while self.packets[keys[key]].pts > time:
+                key -= 1
+            if runs and keys[key] < runs[-1][1]:
+                start, stop, times = runs.pop()
+                runs.append((start, max(stop, place + 1), [*times, time]))
+            else:
+                runs.append((keys[key], place + 1, [time]))
+        return runs
+
+    def _decode_run(self, start: int, stop: int, wanted: set[int]) -> Iterator[av.VideoFrame]:
+        # Where the times promise frames in the order of the file, all are decoded, to see that they come so.
+        others = "DEFAULT" if self.shown == sorted(self.shown) else "NONREF"
+        self.decoder.flush_buffers()
+        try:
+            for packet in self.packets[start:stop]:
+                self.decoder.skip_frame = "DEFAULT" if packet.pts in wanted else others
+                yield from self.decoder.decode(packet)
+            yield from self.decoder.decode(None)
+        except av.FFmpegError as error:
+            raise DoubtfulPackets from error
+
+    def read_in_order(self) -> Iterator[av.VideoFrame]:
+        """Yields all frames from the first on; a damaged file ends before its first damage."""
+        if not self.is_fresh:
+            self.container.close()
+            self._open()
+        self.is_fresh = False
+        try:
+            for packet in self.container.demux(self.stream):
+                yield from self.decoder.decode(packet)
+        except av.FFmpegError:
+            return
+
+    def picture(self, frame: av.VideoFrame) -> Image.Image:
+        """The frame in RGB, upright."""
+        longer, shorter = max(frame.width, frame.height), min(frame.width, frame.height)
+        if longer > MAX_ASPECT * shorter:
+            raise VideoReadError(self.path, f"a frame of {frame.width}x{frame.height} is no picture")
+        try:
+            # Bicubic, and blue first: the pixels of OpenCV's reader, which conversion to RGB misses in some formats.
+            converted = self.reformatter.reformat(frame, format="bgr24", interpolation="BICUBIC", threads=1)
+        except av.FFmpegError as error:
+            raise VideoReadError(self.path, f"{frame.format.name} pixels do not convert to RGB: {error}") from error
+        plane = converted.planes[0]
+        image = Image.frombuffer("RGB", (frame.width, frame.height), plane, "raw", "BGR", plane.line_size, 1)
+        turn = TURNS.get(round(frame.rotation) % 360)
+        return image if turn is None else image.transpose(turn)
+
+
+def _open_container(path: Path) -> av.container.InputContainer:
+    try:
+        if path.is_dir() or path.stat().st_size == 0:
+            raise VideoReadError(path, "this is a folder" if path.is_dir() else "the file is empty (0 bytes)")
+        # Absolute, so that FFmpeg takes no colon for a protocol.
+        return av.open(os.path.abspath(path), metadata_errors="replace")
+    except av.error.InvalidDataError as error:
+        raise VideoReadError(path, "FFmpeg finds no video in it: no video file, or one that is cut off") from error
+    except (OSError, av.FFmpegError) as error:
+        raise VideoReadError(path, error.strerror or str(error)) from error
+
+
+def _presentation_order(packets: list[av.Packet], reordered: bool) -> list[int]:
+    """Places of the packets in the order in which their frames are shown, without those that an edit list hides."""
+    if not packets or not packets[0].is_keyframe or any(packet.is_corrupt or not packet.size for packet in packets):
+        raise DoubtfulPackets
+    times = [packet.pts for packet in packets]
+    if None in times or len(set(times)) < len(times) or min(times) < times[0]:
+        raise DoubtfulPackets
+    # A container without presentation times, such as AVI, numbers the packets in the order of the file.
+    if reordered and times == sorted(times):
+        raise DoubtfulPackets
+    shown = [place for place, packet in enumerate(packets) if not packet.is_discard]
+    return sorted(shown, key=times.__getitem__)

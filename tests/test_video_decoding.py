@@ -1,0 +1,309 @@
+"""Frames by their number: clips of many forms against OpenCV reading all of them in order."""
+
+import multiprocessing
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
+
+import av
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dataloaders import video_decoding
+from dataloaders.rawvideo_util import RawVideoExtractor, VideoReadError, probe
+from dataloaders.video_decoding import DoubtfulPackets, VideoReader, _presentation_order
+
+WIDTH, HEIGHT, FRAMES, FPS = 96, 64, 60, 10
+
+
+def views(count: int = FRAMES):
+    """Pictures `(HEIGHT, WIDTH, 3)` of a texture that moves, no two alike."""
+    texture = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
+    for number in range(count):
+        yield np.ascontiguousarray(texture[number : number + HEIGHT, 2 * number : 2 * number + WIDTH])
+
+
+def encode(path, codec: str, times=None, pixels: str = "yuv420p", **options) -> Path:
+    """A clip of FRAMES moving pictures; `times` gives the milliseconds at which each is shown."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=FPS, options=options)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, pixels
+        if times:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        for number, view in enumerate(views()):
+            frame = av.VideoFrame.from_ndarray(view, format="rgb24")
+            if times:
+                frame.pts, frame.time_base = times[number], Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def without_first_packets(source: Path, path: Path, dropped: int) -> Path:
+    """The same stream, begun in the middle."""
+    with av.open(str(source)) as old, av.open(str(path), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for place, packet in enumerate(old.demux(video=0)):
+            if place >= dropped and packet.dts is not None:
+                packet.stream = stream
+                new.mux(packet)
+    return path
+
+
+def read_with_opencv(path) -> list[np.ndarray]:
+    """All frames in order, blue first."""
+    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+    frames = []
+    while (read := capture.read())[0]:
+        frames.append(read[1])
+    capture.release()
+    return frames
+
+
+def read_chosen(path, numbers: list[int]) -> list[np.ndarray]:
+    """The frames of these numbers, blue first, by their packets alone."""
+    with VideoReader(path) as video:
+        video.read_packets()
+        return [np.asarray(video.picture(frame))[:, :, ::-1] for frame in video.read_chosen(numbers)]
+
+
+def read_if_sure(path, number: int) -> np.ndarray | None:
+    """The frame of this number; None where the packets do not tell which it is."""
+    try:
+        return read_chosen(path, [number])[0]
+    except DoubtfulPackets:
+        return None
+
+
+def read_in_order(path) -> list[np.ndarray]:
+    with VideoReader(path) as video:
+        return [np.asarray(video.picture(frame))[:, :, ::-1] for frame in video.read_in_order()]
+
+
+H264 = {"codec": "libx264", "bf": "3", "b-pyramid": "normal", "g": "20"}
+OPEN_GOP = {**H264, "x264-params": "open-gop=1"}
+HEVC = {"codec": "libx265", "x265-params": "open-gop=1:keyint=20:bframes=4:log-level=none"}
+UNEVEN = [100 * number + (37 * number) % 50 + (3000 if number > 30 else 0) for number in range(FRAMES)]
+TOLD_BY_PACKETS = {
+    "h264.mp4": H264,
+    "h264.mov": H264,
+    "h264.mkv": H264,
+    "h264.ts": H264,
+    "h264.flv": H264,
+    "no_reordering.avi": {"codec": "libx264", "bf": "0", "g": "20"},
+    "open_groups.mp4": OPEN_GOP,
+    "open_groups.mkv": OPEN_GOP,
+    "many_references.mp4": {"codec": "libx264", "bf": "5", "refs": "16", "g": "250", "weightp": "2"},
+    "deep_reordering.mp4": {"codec": "libx264", "bf": "16", "b_strategy": "0", "g": "40"},
+    "hevc.mp4": HEVC,
+    "hevc.mkv": HEVC,
+    "vp9.webm": {"codec": "libvpx-vp9", "g": "20", "auto-alt-ref": "1", "lag-in-frames": "16", "cpu-used": "8"},
+    "full_colour.mp4": {**H264, "pixels": "yuv444p"},
+    "ten_bits.mp4": {**H264, "pixels": "yuv420p10le"},
+    "uneven_times.mkv": {**H264, "times": UNEVEN},
+}
+READ_IN_ORDER = {
+    "reordering.avi": H264,  # AVI has no presentation times
+    "intra_refresh.mp4": {"codec": "libx264", "g": "15", "x264-params": "intra-refresh=1"},  # key frames are none
+    "mpeg4.avi": {"codec": "mpeg4", "bf": "2", "g": "20"},  # a packet may hold two frames
+    "mpeg4.mp4": {"codec": "mpeg4", "bf": "2", "g": "20"},
+    "vp8.webm": {"codec": "libvpx", "g": "20", "auto-alt-ref": "1", "lag-in-frames": "16"},  # hidden frames
+    "mjpeg.avi": {"codec": "mjpeg", "strict": "-1"},
+    "little_colour.mkv": {"codec": "ffv1", "pixels": "yuv410p"},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("clips")
+
+
+@pytest.fixture(scope="module")
+def h264(folder) -> Path:
+    return encode(folder / "common.mp4", **H264)
+
+
+# Which frame is which
+
+
+@pytest.mark.parametrize("name", TOLD_BY_PACKETS)
+def test_chosen_frames_are_those_of_reading_in_order(folder, name):
+    path = encode(folder / name, **TOLD_BY_PACKETS[name])
+    expected = read_with_opencv(path)
+    assert len(expected) == FRAMES == probe(path).frames
+    for numbers in ([0], [59], [19, 20, 21], [7, 33, 58], list(range(0, FRAMES, 9)), list(range(FRAMES))):
+        frames = read_chosen(path, numbers)
+        assert len(frames) == len(numbers)
+        assert all((frame == expected[number]).all() for number, frame in zip(numbers, frames, strict=True))
+
+
+@pytest.mark.parametrize("name", READ_IN_ORDER)
+def test_doubtful_packets_are_noticed_and_the_file_is_read_in_order(folder, name):
+    path = encode(folder / name, **READ_IN_ORDER[name])
+    expected = read_with_opencv(path)
+    assert len(expected) == FRAMES
+    with pytest.raises(DoubtfulPackets):
+        read_chosen(path, [5, 45])
+    frames = {number: read_if_sure(path, number) for number in range(0, FRAMES, 3)}
+    assert all(frame is None or (frame == expected[number]).all() for number, frame in frames.items())
+    assert all((frame == other).all() for frame, other in zip(read_in_order(path), expected, strict=True))
+    frames = RawVideoExtractor(1, HEIGHT).read_frames(path, 12)
+    left = (WIDTH - HEIGHT) // 2
+    cut = [expected[number][:, left : left + HEIGHT, ::-1].transpose(2, 0, 1) for number in range(0, FRAMES, FPS)]
+    assert (frames == np.stack(cut)).all()
+
+
+@pytest.mark.parametrize(("source", "dropped"), [("h264.mp4", 1), ("h264.mkv", 7), ("open.mkv", 20), ("hevc.mkv", 23)])
+def test_a_stream_that_begins_in_the_middle(folder, source, dropped):
+    form = {"open.mkv": OPEN_GOP, "hevc.mkv": HEVC}.get(source, H264)
+    path = without_first_packets(encode(folder / f"whole_{source}", **form), folder / f"cut_{source}", dropped)
+    expected = read_with_opencv(path)
+    with VideoReader(path) as video:
+        assert 0 < len(expected) == sum(1 for _ in video.read_in_order())
+    frames = RawVideoExtractor(FPS, HEIGHT).read_frames(path, FRAMES)
+    left = (WIDTH - HEIGHT) // 2
+    cut = [frame[:, left : left + HEIGHT, ::-1].transpose(2, 0, 1) for frame in expected]
+    assert frames.shape[0] == len(expected) and (frames == np.stack(cut)).all()
+
+
+def test_frames_that_an_edit_list_hides_have_no_number(folder):
+    path = encode(folder / "edited.mp4", **{**H264, "g": "60"})
+    hidden = 50
+    with av.open(str(path)) as container:
+        ticks = round(hidden / FPS / container.streams.video[0].time_base)
+    content = bytearray(path.read_bytes())
+    # The box: its name, version and count (8 bytes), the length shown in milliseconds, the time at which it begins.
+    length, begin = (slice(content.index(b"elst") + first, content.index(b"elst") + first + 4) for first in (12, 16))
+    content[length] = ((FRAMES - hidden) * 1000 // FPS).to_bytes(4, "big")
+    content[begin] = (int.from_bytes(content[begin], "big") + ticks).to_bytes(4, "big")
+    path.write_bytes(content)
+    expected = read_with_opencv(path)
+    with VideoReader(path) as video:
+        assert video.read_packets() == len(expected) == FRAMES - hidden == probe(path).frames
+        assert len(video.packets) == FRAMES
+    for number, frame in enumerate(read_chosen(path, list(range(len(expected))))):
+        assert (frame == expected[number]).all()
+    assert len(RawVideoExtractor(FPS, 16).read_frames(path, 4, slice_framepos=0)) == 4
+
+
+@settings(max_examples=30, deadline=None)
+@given(numbers=st.sets(st.integers(0, FRAMES - 1), min_size=1, max_size=8))
+def test_any_choice_gives_the_frames_of_reading_in_order(folder, numbers):
+    path = folder / "any_choice.mkv"
+    if not path.exists():
+        encode(path, **OPEN_GOP)
+    expected = read_in_order(path)
+    for number, frame in zip(sorted(numbers), read_chosen(path, sorted(numbers)), strict=True):
+        assert (frame == expected[number]).all()
+
+
+def packet(pts, key=False, size=9, corrupt=False, discard=False) -> SimpleNamespace:
+    return SimpleNamespace(pts=pts, is_keyframe=key, size=size, is_corrupt=corrupt, is_discard=discard)
+
+
+def test_the_order_of_packets_worked_by_hand():
+    # I0 P3 B1 B2 | I6 B4 B5: in the order of the file; B4 and B5 are shown before the key frame that they follow.
+    times = [0, 3, 1, 2, 6, 4, 5]
+    packets = [packet(time, key=time in (0, 6)) for time in times]
+    video = object.__new__(VideoReader)
+    video.packets, video.shown = packets, _presentation_order(packets, reordered=True)
+    assert video.shown == [0, 2, 3, 1, 5, 6, 4]
+    assert video._runs([2]) == [(0, 4, [2])]
+    assert video._runs([0, 6]) == [(0, 1, [0]), (4, 5, [6])]
+    assert video._runs([5]) == [(0, 7, [5])]  # it may refer to P3
+    assert video._runs([1, 3, 4, 6]) == [(0, 6, [1, 3, 4, 6])]
+    packets[0].is_discard = True  # an edit list hides the first frame, others still need it
+    video.shown = _presentation_order(packets, reordered=True)
+    assert video.shown == [2, 3, 1, 5, 6, 4] and video._runs([0]) == [(0, 3, [1])]
+
+
+@pytest.mark.parametrize(
+    ("packets", "reordered"),
+    [
+        ([], False),
+        ([packet(0), packet(1)], False),
+        ([packet(0, key=True), packet(None)], False),
+        ([packet(0, key=True), packet(1), packet(1)], False),
+        ([packet(2, key=True), packet(1), packet(3)], False),
+        ([packet(0, key=True), packet(1, corrupt=True)], False),
+        ([packet(0, key=True), packet(1, size=0)], False),
+        ([packet(0, key=True), packet(1)], True),
+    ],
+    ids=["none", "no key", "no time", "a time twice", "earlier than the key", "corrupt", "empty", "times of the file"],
+)
+def test_packets_that_do_not_tell_the_order(packets, reordered):
+    with pytest.raises(DoubtfulPackets):
+        _presentation_order(packets, reordered)
+
+
+def test_frames_that_come_in_another_order_than_their_packets_said(folder, monkeypatch):
+    path = encode(folder / "unannounced.avi", **H264)
+    order = video_decoding._presentation_order
+    monkeypatch.setattr(video_decoding, "_presentation_order", lambda packets, reordered: order(packets, False))
+    with pytest.raises(DoubtfulPackets):
+        read_chosen(path, [12])
+
+
+def test_interlaced_frames_are_read_in_order_because_each_may_be_two_packets(folder):
+    path = encode(folder / "interlaced.mp4", **{**H264, "x264-params": "tff=1"})
+    with pytest.raises(DoubtfulPackets):
+        read_chosen(path, [3])
+    assert len(RawVideoExtractor(FPS, 16).read_frames(path, 100)) == FRAMES
+
+
+# What is decoded
+
+
+def test_only_the_groups_of_chosen_frames_are_decoded_without_what_nothing_refers_to(h264):
+    with VideoReader(h264) as video:
+        assert video.read_packets() == FRAMES
+        runs = video._runs([2, 45])
+        assert [start for start, _, _ in runs] == [0, 40]
+        decoded = [sum(1 for _ in video._decode_run(start, stop, set(times))) for start, stop, times in runs]
+        assert sum(decoded) < sum(stop - start for start, stop, _ in runs) < 14
+
+
+def test_packets_are_read_no_further_than_needed(h264, monkeypatch):
+    with VideoReader(h264) as video:
+        video.read_packets(end=3)
+        assert len(video.packets) == 3 + 32 < FRAMES
+    monkeypatch.setattr("dataloaders.video_decoding.MAX_PACKET_BYTES", 1000)
+    with VideoReader(h264) as video, pytest.raises(DoubtfulPackets):
+        video.read_packets()
+    assert len(RawVideoExtractor(1, 16).read_frames(h264, 12)) == 6
+
+
+def test_probe(h264, tmp_path):
+    info = probe(h264)
+    assert (info.fps, info.frames, info.width, info.height, info.codec) == (FPS, FRAMES, WIDTH, HEIGHT, "h264")
+    assert info.duration == pytest.approx(FRAMES / FPS)
+    assert probe(encode(tmp_path / "a.avi", "mpeg4")).codec == "mpeg4"
+    with pytest.raises(VideoReadError, match="No such file"):
+        probe(tmp_path / "absent.mp4")
+
+
+@pytest.mark.real_clips
+def test_rotated_clips_stand_upright_and_av1_is_read(real_clips):
+    for name in ("131_video_180.mov", "132_video_270.mov", "133_video_90.mov"):
+        path = real_clips / "codec" / name
+        expected = read_with_opencv(path)
+        assert all((frame == other).all() for frame, other in zip(read_in_order(path), expected, strict=True))
+        assert (read_chosen(path, [1])[0] == expected[1]).all()
+    # OpenCV's wheels have no decoder for AV1; manifest.csv gives the number of frames.
+    assert probe(real_clips / "codec" / "178_av1-video.mp4").frames == 375
+    path = real_clips / "codec" / "287_av1_video.mkv"
+    expected = read_in_order(path)
+    assert len(expected) == 125
+    for numbers in ([0], [60], [3, 59, 124]):
+        for number, frame in zip(numbers, read_chosen(path, numbers), strict=True):
+            assert (frame == expected[number]).all()
+
+
+def test_forked_workers_after_reading_in_the_parent(h264):
+    expected = RawVideoExtractor(1, 32).read_frames(h264, 12)
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        results = pool.starmap_async(RawVideoExtractor(1, 32).read_frames, [(h264, 12)] * 4).get(timeout=60)
+    assert all((frames == expected).all() for frames in results)
