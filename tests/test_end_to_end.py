@@ -164,6 +164,62 @@ def test_half_precision_recipe_keeps_weights_and_moments_in_half(folder, tmp_pat
     assert last_results(tmp_path / "eval" / "log.txt") == last_results(tmp_path / "train" / "log.txt")
 
 
+def losses_of(output: Path) -> list[float]:
+    return [float(loss) for loss in re.findall(r", Loss: ([\d.]+), ", log_of(output))]
+
+
+@pytest.mark.parametrize(
+    ("flags", "tolerance"),
+    [
+        (("--precision", "bf16"), 0.02),
+        (("--precision", "fp16"), 0.02),
+        (("--grad_cache_chunk", "5"), 1e-5),
+        (("--grad_checkpointing",), 1e-5),
+        (("--precision", "bf16", "--grad_cache_chunk", "5", "--grad_checkpointing"), 0.02),
+    ],
+)
+def test_other_ways_to_the_same_training(folder, tmp_path, flags, tolerance):
+    """The losses of the steps are those of plain float32, as far as the numbers reach; the checkpoint evaluates."""
+    head = ["--sim_header", "wti", "--agg_module", "seqTransf"]
+    main_task_retrieval.main(train_flags(folder, tmp_path / "plain", *head))
+    main_task_retrieval.main(train_flags(folder, tmp_path / "other", *head, *flags))
+    assert losses_of(tmp_path / "other") == pytest.approx(losses_of(tmp_path / "plain"), rel=tolerance)
+    precision = [] if "--precision" not in flags else flags[:2]
+    checkpoint = model_path(tmp_path / "other", 1)
+    main_task_retrieval.main(eval_flags(folder, tmp_path / "eval", checkpoint, *head, *precision))
+    assert last_results(tmp_path / "eval" / "log.txt") == last_results(tmp_path / "other" / "log.txt")
+    if precision:
+        activations = {"bf16": "bfloat16", "fp16": "float16"}[precision[1]]
+        assert f"moments in float32, the encoders' activations in {activations}, " in log_of(tmp_path / "other")
+    scaler = "scaler_state_dict" in torch.load(optimizer_path(tmp_path / "other", 1), weights_only=True)
+    assert scaler == ("fp16" in flags)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+def test_a_compiled_model_trains_alike_and_its_checkpoint_has_the_same_keys(folder, tmp_path):
+    main_task_retrieval.main(train_flags(folder, tmp_path / "plain", "--epochs", "1"))
+    main_task_retrieval.main(train_flags(folder, tmp_path / "compiled", "--epochs", "1", "--compile"))
+    assert losses_of(tmp_path / "compiled") == pytest.approx(losses_of(tmp_path / "plain"), rel=1e-4)
+    keys = [torch.load(model_path(tmp_path / name, 0), weights_only=True).keys() for name in ("plain", "compiled")]
+    assert keys[0] == keys[1]
+
+
+@pytest.mark.parametrize("chunk", ["0", "2"])
+def test_the_exact_gather_trains_as_one_process_does(folder, tmp_path, chunk):
+    flags = ["--sim_header", "wti", "--gather", "exact", "--lr", "1e-4"]
+    main_task_retrieval.main(train_flags(folder, tmp_path / "one", *flags))
+    finished = run_python(
+        *launcher("torchrun", 2), "main_task_retrieval.py", *train_flags(folder, tmp_path / "two", *flags),
+        "--grad_cache_chunk", chunk,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    epochs = [re.findall(r"Train Loss: ([\d.]+)", log_of(tmp_path / name)) for name in ("one", "two")]
+    assert [float(loss) for loss in epochs[1]] == pytest.approx([float(loss) for loss in epochs[0]], abs=2e-5)
+    weights = [torch.load(model_path(tmp_path / name, 1), weights_only=True) for name in ("one", "two")]
+    # the first steps divide by moments near 0, so that rounding shows; a wrong scale shows a thousandfold
+    assert all((weights[0][key] - weights[1][key]).abs().max() < 2e-5 for key in weights[0])
+
+
 def test_permuted_test_rows_give_the_same_metrics(folder, tmp_path):
     """With a second caption for three videos, so that the numbers of texts and videos differ."""
     flags = ["--sim_header", "wti", "--post_process", "dsl"]
