@@ -36,6 +36,7 @@ class RunState:
         self.loader, self.evaluator, self.process = loader, evaluator, process
         self.epoch = self.batches_done = self.global_step = 0
         self.total_loss = 0.0
+        self.random: dict | None = None
         self.stop = util.StopRequest()
         self.points = ResumePoints(args.output_dir) if process.is_main else None
 
@@ -44,7 +45,9 @@ class RunState:
         self.batches_done, self.total_loss = batches_done, total_loss
         self.global_step += 1
         if is_stopping:
-            self.save(wait=True)
+            self.stop.is_answered = True
+            if not self.save(wait=True):
+                raise OSError(f"stopped by a signal, but no resume point could be written in {self.args.output_dir}")
             logger.warning("stopped by a signal after step %d; --resume auto goes on from there", self.global_step)
             raise StoppedBySignal
         if self.args.save_steps and self.global_step % self.args.save_steps == 0:
@@ -54,25 +57,40 @@ class RunState:
         """The epoch and its evaluation are over."""
         self.epoch, self.batches_done, self.total_loss = self.epoch + 1, 0, 0.0
 
-    def save(self, wait: bool = False) -> None:
-        """Write a resume point; every rank must call this."""
+    def before_step(self) -> None:
+        """Remember the random states, for a point of here that is written after the step has drawn from them."""
+        self.random = util.random_state(self.process.device)
+
+    def save_before_step(self) -> None:
+        """Write a resume point of the place where the step, which cannot be finished, began."""
+        self.save(wait=True, random=self.random)
+
+    def save(self, wait: bool = False, random: dict | None = None) -> bool:
+        """Write a resume point; every rank must call this. With `wait`, False where it could not be written.
+
+        No rank leaves before the point is there: a launcher ends the others as soon as one does.
+        """
         ranks = all_gather_objects(
             {
-                "random": util.random_state(self.process.device),
+                "random": random or util.random_state(self.process.device),
                 "total_loss": self.total_loss,
-                "bad_videos": self.loader.bad_videos.state() if hasattr(self.loader, "bad_videos") else None,
+                "bad_videos": self.loader.bad_videos.state(),
             }
         )
-        if not self.process.is_main:
-            return
-        run = {
-            "epoch": self.epoch, "batches_done": self.batches_done, "global_step": self.global_step, "ranks": ranks,
-            "flags": decisive_flags(self.args, self.process.world_size), "record": self.evaluator.record.state(),
-        }  # fmt: skip
-        optimizer = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
-        self.points.save(
-            self.global_step, {"model.bin": self.model.state_dict(), "optimizer.bin": optimizer, "run.bin": run}, wait
-        )
+        is_written = True
+        if self.process.is_main:
+            run = {
+                "epoch": self.epoch, "batches_done": self.batches_done, "global_step": self.global_step,
+                "ranks": ranks, "flags": self._decisive(), "record": self.evaluator.record.state(),
+            }  # fmt: skip
+            optimizer = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+            contents = {"model.bin": self.model.state_dict(), "optimizer.bin": optimizer, "run.bin": run}
+            is_written = self.points.save(self.global_step, contents, wait)
+        return broadcast_object(is_written) if wait else True
+
+    def _decisive(self) -> dict:
+        """What must be the same in a resumed run: the flags, and the size of the training split."""
+        return decisive_flags(self.args, self.process.world_size) | {"training samples": len(self.loader.dataset)}
 
     def finish(self) -> None:
         """The run is over: wait until all is written."""
@@ -84,12 +102,15 @@ class RunState:
 
         Raises ValueError where flags that decide the numbers differ from those of the run; `--epochs` may be more.
         """
-        contents = broadcast_object(self.points.newest() if self.process.is_main else None)
+        contents = self.points.newest() if self.process.is_main else None
+        weights = None if contents is None else contents.pop("model.bin")
+        contents = broadcast_object(contents)
         if contents is None:
             return False
         run = contents["run.bin"]
-        check_flags(run["flags"], decisive_flags(self.args, self.process.world_size), self.args.output_dir)
-        self.model.load_state_dict(contents["model.bin"])
+        check_flags(run["flags"], self._decisive(), self.args.output_dir)
+        if weights is not None:
+            self.model.load_state_dict(weights)
         broadcast_weights(self.model)
         self.optimizer.load_state_dict(contents["optimizer.bin"]["optimizer"])
         self.scaler.load_state_dict(contents["optimizer.bin"]["scaler"])
@@ -105,15 +126,18 @@ class RunState:
 
 
 def check_flags(of_point: dict, of_now: dict, folder) -> None:
-    """Raise ValueError listing the flags that would make the resumed run another one; more epochs are no such flag."""
-    differing = {name for name in of_point | of_now if of_point.get(name) != of_now.get(name)}
+    """Raise ValueError listing what would make the resumed run another one.
+
+    More epochs do not, nor does `--skip_nonfinite`, the way past a step that stopped the run.
+    """
+    differing = {name for name in of_point | of_now if of_point.get(name) != of_now.get(name)} - {"skip_nonfinite"}
     if "epochs" in differing and of_now["epochs"] > of_point["epochs"]:
         differing.remove("epochs")
     if differing:
-        changes = "; ".join(f"--{name} was {of_point.get(name)}, is {of_now.get(name)}" for name in sorted(differing))
+        changes = "; ".join(f"{name} was {of_point.get(name)}, is {of_now.get(name)}" for name in sorted(differing))
         raise ValueError(
-            f"--resume auto: the run in {folder} had other flags ({changes}); give its flags (--epochs may be more), "
-            "or another --output_dir"
+            f"--resume auto: the run in {folder} had other settings ({changes}); give its flags (--epochs may be "
+            "more), or another --output_dir"
         )
 
 
@@ -134,6 +158,7 @@ def save_batches(folder, batch: int, rank: int, batches: list, videos: list[str]
     """Write the batches of a step whose loss or gradient is not finite, for inspection by `torch.load`."""
     path = Path(folder) / f"nonfinite_batch{batch}_rank{rank}.pt"
     names = ("input_ids", "input_mask", "segment_ids", "video", "video_mask")
+    path.parent.mkdir(parents=True, exist_ok=True)  # other machines have no --output_dir yet
     torch.save(
         {"batches": [dict(zip(names, batch, strict=True)) for batch in batches], "videos": videos, "losses": losses},
         path,

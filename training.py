@@ -112,6 +112,8 @@ def train_epoch(
         disable=None if process.is_main else True,
     )  # fmt: skip
     for index, batch in enumerate(bar, start=first):
+        if state is not None and not group.batches:
+            state.before_step()
         # the last group of an epoch may be smaller than the others
         share = min(accumulate, batches - (index - index % accumulate))
         group.add(batch, back_propagate(model, batch, args.grad_cache_chunk, process.device, scaler, share))
@@ -122,18 +124,20 @@ def train_epoch(
         scaler.unscale_(optimizer)
         gradient_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
         losses, norm = group.read(gradient_norm)
-        # a scaler expects infinite gradients, and leaves those steps out by itself
-        is_finite = all(map(math.isfinite, losses if scaler.is_enabled() else [*losses, norm]))
+        # a scaler expects infinite gradients, and leaves those steps out, as long as it can lower its scale
+        expects_overflow = scaler.is_enabled() and scaler.get_scale() > 1
+        is_finite = all(map(math.isfinite, losses if expects_overflow else [*losses, norm]))
         is_stopping = state is not None and state.stop.is_set
         any_not_finite, is_stopping = on_any_rank([not is_finite, is_stopping], process.device)
         if any_not_finite:
             bad_steps += 1
-            about = group.describe(args, train_loader, process, epoch, index, losses, norm, is_finite)
-            if bad_steps > getattr(args, "skip_nonfinite", 0):
+            about = group.describe_on_all_ranks(args, train_loader, process, epoch, index, losses, norm)
+            if bad_steps > args.skip_nonfinite:
                 if state is not None:
-                    state.save(wait=True)
+                    state.save_before_step()
                 raise NonFiniteError(about)
             logger.warning("%s; the step is left out (--skip_nonfinite)", about)
+            scaler.update()  # which also makes it ready for the next gradients
         else:
             bad_steps = 0
             total_loss += sum(losses)
@@ -193,23 +197,35 @@ class StepGroup:
         *losses, norm = torch.stack([value.float() for value in (*self.losses, gradient_norm)]).tolist()
         return losses, norm
 
+    def describe_on_all_ranks(
+        self, args, loader, process: util.Process, epoch: int, index: int, losses: list[float], norm: float
+    ) -> str:
+        """What is wrong on which ranks; those that have it write their batches into `--output_dir`.
+
+        The gradients are means over the ranks: where a loss is not finite, no rank's gradient is, and tells nothing.
+        """
+        bad = [number for number, loss in enumerate(losses) if not math.isfinite(loss)]
+        is_of_losses = any(all_gather_objects(bool(bad)))
+        message = None
+        if bad or not is_of_losses:
+            message = self.describe(args, loader, process, epoch, index, losses, norm, bad)
+        return "; ".join(filter(None, all_gather_objects(message)))
+
     def describe(
         self, args, loader, process: util.Process, epoch: int, index: int, losses: list[float], norm: float,
-        is_finite: bool,
+        bad: list[int],
     ) -> str:  # fmt: skip
-        """What is wrong on which rank; the rank that has it writes its batches into `--output_dir`."""
         first = index + 1 - len(losses)
-        where = f"epoch {epoch + 1}, batch {index + 1} of {len(loader)}"
-        if is_finite:
-            return f"a loss or gradient of another rank is not finite in {where}"
-        bad = [number for number, loss in enumerate(losses) if not math.isfinite(loss)]
-        what = f"the loss is {losses[bad[0]]}" if bad else f"the loss is {losses[-1]}, and the gradient's norm {norm}"
+        what, batch = f"the loss is {losses[-1]}, and the gradient's norm {norm}", index
         if bad:
-            where = f"epoch {epoch + 1}, batch {first + bad[0] + 1} of {len(loader)}"
-        message = f"{what} in {where}, on rank {process.rank}"
+            what, batch = f"the loss is {losses[bad[0]]}", first + bad[0]
+        message = f"{what} in epoch {epoch + 1}, batch {batch + 1} of {len(loader)}, on rank {process.rank}"
         if hasattr(loader, "videos_of_batch"):
             videos = [name for number in range(first, index + 1) for name in loader.videos_of_batch(number)]
-            path = save_batches(args.output_dir, index + 1, process.rank, self.batches, videos, losses)
+            try:
+                path = save_batches(args.output_dir, index + 1, process.rank, self.batches, videos, losses)
+            except (OSError, RuntimeError) as error:  # torch's writer reports a full disk so
+                path = f"no file ({error})"
             message += f"; its batches are in {path}, of the videos {', '.join(videos)}"
         return message
 

@@ -1,7 +1,7 @@
 """The process: distributed set-up and tear-down, logging, random states, signals."""
 
-import ctypes
 import logging
+import multiprocessing
 import os
 import random
 import signal
@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.multiprocessing import _prctl_pr_set_pdeathsig
 
 logger = logging.getLogger(__name__)
 
 STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: stopped by a signal, all saved; start again with --resume auto
-PR_SET_PDEATHSIG = 1  # of Linux's sys/prctl.h
+ECHO_SECONDS = 2
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def distributed_process(local_rank: int = 0) -> Iterator[Process]:
     """
     local_rank = int(os.environ.get("LOCAL_RANK", local_rank))
     if is_launched():
-        die_with_parent()
+        die_with_launcher()
     if torch.cuda.is_available():
         if local_rank >= torch.cuda.device_count():
             raise ValueError(
@@ -59,14 +60,35 @@ def distributed_process(local_rank: int = 0) -> Iterator[Process]:
     else:
         device = torch.device("cpu")
     if not is_launched():
-        yield Process(device)
+        with leaving_at_once_after_an_error():
+            yield Process(device)
         return
     is_cuda = device.type == "cuda"
     # nccl is told its GPU: a barrier before any other collective would otherwise guess one from the global rank
     dist.init_process_group(backend="nccl" if is_cuda else "gloo", device_id=device if is_cuda else None)
-    yield Process(device, dist.get_rank(), local_rank, dist.get_world_size())
+    with leaving_at_once_after_an_error():
+        yield Process(device, dist.get_rank(), local_rank, dist.get_world_size())
     # only after success: leaving a group waits for ranks that an error elsewhere keeps in a collective for ever
     dist.destroy_process_group()
+
+
+@contextmanager
+def leaving_at_once_after_an_error() -> Iterator[None]:
+    """Let nothing hold up this process, or hide the first cause, where an error leaves the block.
+
+    Python waits for child processes at its end, and loader workers heed no signal but SIGKILL: it would wait for ever,
+    and the other ranks in a collective with it. Of the ranks' errors torchrun shows the earliest as the root cause, and
+    counts in whole seconds: what only echoes the loss of another rank comes later.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            time.sleep(ECHO_SECONDS)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # DataLoader's handler would raise an error of its own
+        for child in multiprocessing.active_children():
+            child.kill()
+        raise
 
 
 def is_launched() -> bool:
@@ -138,13 +160,14 @@ class StopRequest:
     """`is_set` once SIGTERM, SIGUSR1 (Slurm's warning before its time limit) or Ctrl-C has come.
 
     The second Ctrl-C stops at once. A launched process that a SIGTERM finds waiting for a rank that is no more leaves
-    by itself after `GRACE_SECONDS`: Python handles no signal while a collective waits.
+    by itself after `GRACE_SECONDS`, if the run has not answered by then (`is_answered`): Python handles no signal while
+    a collective waits.
     """
 
     GRACE_SECONDS = 20
 
     def __init__(self):
-        self.is_set = False
+        self.is_set = self.is_answered = False
 
     def listen(self) -> None:
         """Handle the signals from here on; a thread other than the main one cannot, and leaves them as they are."""
@@ -167,10 +190,20 @@ class StopRequest:
         while reader.recv(1) != bytes([signal.SIGTERM]):
             continue
         time.sleep(self.GRACE_SECONDS)
-        os._exit(STOPPED_EXIT_CODE)
+        if not self.is_answered:
+            os._exit(128 + signal.SIGTERM)
 
 
-def die_with_parent() -> None:
-    """Ask Linux to end this process when its parent is no more, however that ended: no orphan holds a GPU's memory."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def die_with_launcher() -> None:
+    """Ask Linux to end this process when its parent is no more, however that ended: no orphan holds a GPU's memory.
+
+    Raises ConnectionError where torchrun ended before: its ranks would wait for half an hour for the store that they
+    meet at, which it held.
+    """
+    _prctl_pr_set_pdeathsig(signal.SIGKILL)
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True):
+        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        try:
+            socket.create_connection(address).close()
+        except ConnectionRefusedError as error:
+            raise ConnectionError(f"the launcher of this process is no more: nothing listens at {address}") from error

@@ -94,6 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--output", type=Path, help="Markdown file to write the report to as well")
     options = parser.parse_args(arguments)
+    about = header("evaluation", arguments, f"medians of {options.repeats}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_data(folder, options.videos, options.captions)
@@ -117,7 +118,7 @@ def main(arguments: list[str] | None = None) -> None:
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     clips = options.videos
     lines = [
-        header("evaluation", arguments, f"medians of {options.repeats}"),
+        about,
         "| evaluation | seconds | videos/s | plain / it | largest difference to plain |", "|---|---:|---:|---:|---:|",
         *(
             f"| {name} | {median:.2f} | {clips / median:.1f} | {medians['plain'] / median:.1f} "

@@ -121,6 +121,7 @@ def build_contestants(clip: str, head: str, precision: str, compiled: bool, devi
         torch.manual_seed(0)
         model = CLIP4Clip.from_pretrained("cross-base", state_dict=weights, task_config=flags)
         model = prepared(model, precision, device)
+        model.autocast_dtype = AUTOCAST.get(precision)  # as a training sets it: scores and loss stay in float32
 
         def loss(batch: Batch) -> torch.Tensor:
             return model(batch.cut_ids, None, batch.attention_mask, batch.pixels, batch.video_mask)
@@ -138,6 +139,7 @@ def build_contestants(clip: str, head: str, precision: str, compiled: bool, devi
     if compiled:
         contestants.append(ours("compiled"))
         contestants[-1].model.clip.visual.compile()
+        contestants[-1].model.clip.transformer.compile()
     return contestants
 
 
@@ -148,9 +150,9 @@ def prepared(model: torch.nn.Module, precision: str, device: torch.device) -> to
 
 
 def loss_in(precision: str, contestant: Contestant, batch: Batch) -> torch.Tensor:
-    dtype = AUTOCAST.get(precision)
-    device_type = batch.pixels.device.type
-    with torch.autocast(device_type, dtype=dtype, enabled=dtype is not None):
+    """The loss; plain computes all of it under autocast, ours knows its own precision."""
+    dtype = AUTOCAST.get(precision) if contestant.name == "plain" else None
+    with torch.autocast(batch.pixels.device.type, dtype=dtype, enabled=dtype is not None):
         return contestant.loss(batch)
 
 
@@ -310,6 +312,7 @@ def main(arguments: list[str] | None = None) -> None:
         "CLIP", "batch", "head", "precision", "step", "ms", "forward", "backward", "update", "x plain", "clips/s",
         "of the floor", "peak GiB",
     )  # fmt: skip
+    about = header("step", arguments, f"{torch.get_num_threads()} threads", f"medians of {options.repeats}")
     table = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     notes = []
     for clip in options.clip:
@@ -318,7 +321,6 @@ def main(arguments: list[str] | None = None) -> None:
                 rows, note = compare(clip, head, precision, options)
                 table += rows
                 notes.append(note)
-    about = header("step", arguments, f"{torch.get_num_threads()} threads", f"medians of {options.repeats}")
     publish("\n".join([about, *table, "", *(f"- {note}" for note in notes)]), options.output)
 
 

@@ -11,6 +11,7 @@ from functools import partial
 from itertools import islice
 
 import torch
+from torch.multiprocessing import _prctl_pr_set_pdeathsig
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, DistributedSampler, Subset, default_collate
 
 from dataloaders import (
@@ -200,8 +201,9 @@ def shard_bounds(length: int, rank: int, world_size: int) -> tuple[int, int]:
 def prepare_worker(worker_id: int) -> None:
     """Keeps a DataLoader worker to one thread: there are as many workers as cores are meant to be used.
 
-    Signals are for the process that reads the batches, which stops its workers when it has saved.
+    Signals are for the process that reads the batches, which stops its workers when it has saved; without it they end.
     """
+    _prctl_pr_set_pdeathsig(signal.SIGKILL)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)

@@ -41,7 +41,7 @@ SCHEDULES: dict[str, Callable[[float, float], float]] = {
 
 NO_DECAY = ("bias", "LayerNorm.bias", "LayerNorm.weight")
 
-# Weights updated together: enough to fill a GPU, few enough for the temporary copies to stay in a CPU's caches.
+# Weights updated together on a CPU: few enough for the temporary copies to stay in its caches.
 NUMBERS_AT_ONCE = 1 << 20
 
 
@@ -104,6 +104,12 @@ class BertAdam(Optimizer):
         _check_settings({**self.defaults, **param_group})
         super().add_param_group(param_group)
 
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Takes over moments, steps and settings, but for `t_total`: it is that of the run that goes on."""
+        super().load_state_dict(state_dict)
+        for group in self.param_groups:
+            group["t_total"] = self.defaults["t_total"]
+
     def get_lr(self) -> list[float]:
         """The rate of the coming step, one entry per parameter that has been updated; [0.0] before the first."""
         rates = [
@@ -135,7 +141,8 @@ class BertAdam(Optimizer):
                     steps = self._state_of(parameter)["step"]
                     alike[parameter.device, parameter.dtype, steps].append(parameter)
             for parameters in alike.values():
-                for some in _in_portions(parameters):
+                # a GPU takes all in a few launches; a CPU wants no more than its caches hold
+                for some in [parameters] if parameters[0].is_cuda else _in_portions(parameters):
                     self._update(some, group)
         return loss
 
@@ -194,8 +201,8 @@ def _in_portions(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]
 
 def _scale(tensors: list[torch.Tensor], factor: float) -> None:
     """Multiplies every tensor in place, each product rounded once to the tensor's type."""
-    # A plain number would first be rounded to fp16 itself on the CPU: a rate of 1e-8 to 0.
-    torch._foreach_mul_(tensors, torch.tensor(factor, dtype=torch.float64))
+    # A plain number would first be rounded to fp16 itself on the CPU, and there alone: a rate of 1e-8 to 0.
+    torch._foreach_mul_(tensors, factor if tensors[0].is_cuda else torch.tensor(factor, dtype=torch.float64))
 
 
 def _clip_each(gradients: list[torch.Tensor], max_norm: float) -> None:

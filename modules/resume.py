@@ -46,27 +46,24 @@ class ResumePoints:
         self.folder = Path(output_dir) / FOLDER
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="resume-point")
         self._writing: Future | None = None
+        self._damaged: list[Path] = []
 
-    def save(self, step: int, contents: dict[str, dict], wait: bool = False) -> None:
+    def save(self, step: int, contents: dict[str, dict], wait: bool = False) -> bool:
         """Write the point of an optimizer step: `contents` holds what goes into each of `FILES`.
 
-        Tensors are copied before this returns; with `wait` it returns when the point is on the disk.
+        Tensors are copied before this returns; with `wait` it returns when the point is on the disk, and False where
+        it could not be written.
         """
         self.finish()
-        self._writing = self._thread.submit(self._write, step, {name: on_host(contents[name]) for name in FILES})
-        if wait:
-            self.finish()
+        self._writing = self._thread.submit(
+            self._write_or_warn, step, {name: on_host(contents[name]) for name in FILES}
+        )
+        return self.finish() if wait else True
 
-    def finish(self) -> None:
-        """Wait until the last point is written; warn if it could not be."""
-        if self._writing is None:
-            return
-        try:
-            self._writing.result()
-        except OSError as error:
-            logger.warning("no resume point could be written in %s; the run goes on: %s", self.folder, error)
-        finally:
-            self._writing = None
+    def finish(self) -> bool:
+        """Wait until the last point is written; False where it could not be."""
+        writing, self._writing = self._writing, None
+        return True if writing is None else writing.result()
 
     def newest(self) -> dict[str, dict] | None:
         """What the newest whole point holds, by file; None where there is none.
@@ -78,6 +75,7 @@ class ResumePoints:
                 contents = read_point(point)
             except (OSError, ValueError) as error:
                 logger.warning("the resume point %s is damaged, the one before it is tried: %s", point, error)
+                self._damaged.append(point)
             else:
                 logger.info("Resuming from %s", point)
                 return contents
@@ -86,6 +84,14 @@ class ResumePoints:
     def _points(self) -> list[Path]:
         """The folders of all points, newest first."""
         return sorted(self.folder.glob("step-*"), reverse=True)
+
+    def _write_or_warn(self, step: int, contents: dict[str, dict]) -> bool:
+        try:
+            self._write(step, contents)
+        except OSError as error:
+            logger.warning("no resume point could be written in %s; the run goes on: %s", self.folder, error)
+            return False
+        return True
 
     def _write(self, step: int, contents: dict[str, dict]) -> None:
         target = self.folder / f"step-{step:08d}"
@@ -107,10 +113,17 @@ class ResumePoints:
             os.replace(temporary, target)
             sync(self.folder)
         except RuntimeError as error:  # torch's writer reports a full disk so
-            raise OSError(f"{temporary}: {error}") from error
+            free = shutil.disk_usage(self.folder).free
+            raise OSError(f"{temporary}, {free / 1e6:.0f} MB free: {error}") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        for old in self._points()[POINTS_KEPT:]:
+        self._remove_old(target)
+
+    def _remove_old(self, newest: Path) -> None:
+        """Keep `POINTS_KEPT` points; a damaged one is none to fall back on."""
+        damaged, self._damaged = [point for point in self._damaged if point != newest], []
+        whole = [point for point in self._points() if point not in damaged]
+        for old in (*damaged, *whole[POINTS_KEPT:]):
             shutil.rmtree(old)
 
 

@@ -419,7 +419,9 @@ def batch(*values: float) -> tuple[torch.Tensor, ...]:
 
 def run_epoch(model, batches, accumulation=1, n_display=100, global_step=0):
     optimizer = RecordingSGD(model)
-    args = SimpleNamespace(gradient_accumulation_steps=accumulation, grad_cache_chunk=0, n_display=n_display, epochs=5)
+    args = SimpleNamespace(
+        gradient_accumulation_steps=accumulation, grad_cache_chunk=0, skip_nonfinite=0, n_display=n_display, epochs=5
+    )
     process = util.Process(torch.device("cpu"), rank=1)  # another rank shows no progress bar
     loss, steps = train_epoch(0, args, model, batches, process, optimizer, global_step)
     return loss, steps, optimizer
@@ -474,7 +476,9 @@ def test_logit_scale_stays_within_its_bound(start, end):
 def test_a_loss_that_is_not_finite_stops_before_the_step(value, accumulation):
     model = Weights(1.0)
     optimizer = RecordingSGD(model)
-    args = SimpleNamespace(gradient_accumulation_steps=accumulation, grad_cache_chunk=0, n_display=100, epochs=5)
+    args = SimpleNamespace(
+        gradient_accumulation_steps=accumulation, grad_cache_chunk=0, skip_nonfinite=0, n_display=100, epochs=5
+    )
     batches = [batch(0.1), batch(0.1), batch(0.1), batch(value), batch(0.1)]
     with pytest.raises(FloatingPointError, match=r"the loss is -?(nan|inf) in epoch 3, batch 4 of 5"):
         train_epoch(2, args, model, batches, util.Process(torch.device("cpu"), rank=1), optimizer, 0)
