@@ -110,8 +110,8 @@ class Evaluator:
         bad_videos.merge(all_gather_objects(bad_videos))
         if self.process.is_main and bad_videos.by_item:
             logger.warning(
-                "%d videos cannot be read; other samples took the place of %d: %s",
-                len(bad_videos.by_item), bad_videos.samples, bad_videos.listing(),
+                "%d of %d video files cannot be read; other samples took the place of %d: %s",
+                len(bad_videos.paths()), bad_videos.files, bad_videos.samples, bad_videos.listing(),
             )  # fmt: skip
             self.record.list_bad_videos(loader.dataset, bad_videos, epoch)
 
@@ -167,8 +167,8 @@ def eval_epoch(
     logger.info("sim matrix size: %d, %d", *similarity.shape)
     if bad_videos.by_item:
         logger.warning(
-            "%d of %d videos cannot be read, and count as misses: %s",
-            len(bad_videos.by_item), similarity.shape[1], bad_videos.listing(),
+            "%d of %d video files cannot be read, and their items count as misses: %s",
+            len(bad_videos.paths()), bad_videos.files, bad_videos.listing(),
         )  # fmt: skip
         similarity, bank_similarity = similarity[:, names.is_readable], bank_similarity[:, names.is_readable]
     raw = [names.text_to_video(similarity), names.video_to_text(similarity)]

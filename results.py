@@ -142,7 +142,7 @@ class RunRecord:
         known = len(self.bad_videos)
         for bad in sorted(bad_videos.by_item.values()):
             row = [bad_videos.split, dataset.video_ids[bad.item], bad.path, bad.reason, "" if epoch is None else epoch]
-            self.bad_videos.setdefault(tuple(row[:2]), row)
+            self.bad_videos.setdefault((bad_videos.split, bad.path), row)
         if len(self.bad_videos) > known:
             self.write_bad_videos()
 
@@ -204,7 +204,7 @@ class RunRecord:
         if state["listing"] != self.listing:
             raise ValueError("the interrupted run held out other videos: its training split has changed")
         self.history = state["history"]
-        self.bad_videos = {tuple(row[:2]): row for row in state["bad_videos"]}
+        self.bad_videos = {(row[0], row[2]): row for row in state["bad_videos"]}
         self.write_bad_videos()
 
     def resume(self, resume_model: str | Path, first_epoch: int) -> None:
@@ -321,11 +321,11 @@ def write_csv(path: Path, rows: Iterable[list]) -> None:
 
 
 def read_bad_videos(folder: Path) -> dict[tuple[str, str], list]:
-    """Rows of a run's `bad_videos.csv` by split and video id; none where it has no such file."""
+    """Rows of a run's `bad_videos.csv` by split and path; none where it has no such file."""
     if not (folder / BAD_VIDEOS_FILE).is_file():
         return {}
     with (folder / BAD_VIDEOS_FILE).open(encoding="utf-8", newline="") as file:
-        return {tuple(row[:2]): row for row in list(csv.reader(file))[1:]}
+        return {(row[0], row[2]): row for row in list(csv.reader(file))[1:]}
 
 
 def read_metrics(folder: str | Path) -> dict:

@@ -83,5 +83,6 @@ class BadVideos:
         if bad_files > MAX_BAD_SHARE * self.files:
             raise TooManyBadVideosError(
                 f"{bad_files} of {self.files} video files of the {self.split} split cannot be read, more than the "
-                f"{MAX_BAD_SHARE:.0%} that --bad_videos skip passes over: {self.listing()}"
+                f"{MAX_BAD_SHARE:.0%} that --bad_videos skip passes over: {self.listing()}; "
+                "python -m scripts.check_data lists all of them"
             )

@@ -28,6 +28,7 @@ import io
 import json
 import logging
 import math
+import multiprocessing
 import os
 import secrets
 import shutil
@@ -39,6 +40,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import PIL
 from PIL import Image
 
 from dataloaders.rawvideo_util import VideoReadError, order_frames
@@ -67,8 +69,8 @@ class FrameCache:
     """Reads frames as its extractor does, from disk where they were read before.
 
     Many processes and machines may share the folder.  They need no lock: an entry appears under its name only when it
-    is complete, and two writers of one entry write the same bytes.  A process whose writing fails (disk full, folder
-    read-only) says so once, stops storing, and decodes what is not there.
+    is complete, and two writers of one entry write the same bytes.  Where writing fails (disk full, folder read-only),
+    this process and its workers say so once, stop storing, and decode what is not there.
 
     `hits`, `misses` and `rebuilt` count the calls of this process that were answered from an entry, those that decoded
     the video, and those of the latter that found a damaged entry.
@@ -90,12 +92,19 @@ class FrameCache:
         self.frame_format = frame_format
         self.hits = self.misses = self.rebuilt = 0
         self._ffmpeg = {name: av.library_versions[name][:2] for name in ("libavcodec", "libswscale")}
-        self._storing = True
+        # Shared by the workers of this process and those that follow them, so that one warning is enough.  Of the spawn
+        # context: its values travel to workers of every start method.
+        self._storing = multiprocessing.get_context("spawn").Value("b", True)
         # Entries whose checksum this process has found right, by inode, size and times: any change makes a new one.
         self._verified: set[tuple[int, ...]] = set()
         if frame_format == "jpeg":
             logger.warning("frame cache %s: jpeg frames are not exact, results differ slightly", self.directory)
         self._prepare_folder()
+
+    @property
+    def is_storing(self) -> bool:
+        """False once an entry could not be written: no more are then."""
+        return bool(self._storing.value)
 
     def bytes_per_video(self, max_frames: int) -> int:
         """The most bytes that an entry of exact frames takes; jpeg entries stay far below."""
@@ -140,7 +149,7 @@ class FrameCache:
             )
             content = self._pack(frames, key)
             frames = self._unpack(content, key)
-            if self._storing and _is_still(path, source):
+            if self.is_storing and _is_still(path, source):
                 self._store(entry, content)
         return order_frames(frames, frame_order, random_generator)
 
@@ -149,6 +158,7 @@ class FrameCache:
         settings = {
             "decoding_rule": DECODING_RULE,
             "ffmpeg": self._ffmpeg,
+            "pillow": PIL.__version__.partition(".")[0],
             "frame_format": self.frame_format,
             "framerate": self.framerate,
             "size": self.size,
@@ -245,12 +255,14 @@ class FrameCache:
             self._stop_storing(error)
 
     def _stop_storing(self, error: OSError) -> None:
-        self._storing = False
-        logger.warning(
-            "frame cache %s: this process stores no more frames and decodes the videos instead: %s",
-            self.directory,
-            error.strerror or error,
-        )
+        with self._storing.get_lock():
+            was_storing, self._storing.value = bool(self._storing.value), False
+        if was_storing:
+            logger.warning(
+                "frame cache %s: no more frames are stored, the videos are decoded instead: %s",
+                self.directory,
+                error.strerror or error,
+            )
 
 
 def _identity(path) -> tuple[str, int, int]:

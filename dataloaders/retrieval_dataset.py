@@ -97,8 +97,8 @@ class RetrievalDataset(Dataset):
     def samples(self, replace_bad: bool) -> Dataset:
         """Every sample once, as `(sample, bad_videos)`: what `dataset[i]` gives, and a list of `BadVideo`.
 
-        A sample whose video is bad becomes another sample, which its index and the epoch choose, or with
-        `replace_bad` False has no frame: video and mask are 0.
+        A sample whose video is bad becomes another sample, which its index and the epoch choose (and which may be in
+        the same batch once more), or with `replace_bad` False has no frame: video and mask are 0.
         """
         return _View(len(self), self._sample_or_other if replace_bad else self._sample_or_blank)
 

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,16 @@ import pytest
 import torch
 
 import main_task_retrieval
+from dataloaders import data_dataloaders
 from dataloaders.annotations import Annotations, Caption
 from dataloaders.bad_videos import BadVideo, BadVideos, TooManyBadVideosError
-from dataloaders.data_dataloaders import DATALOADER_DICT, evaluation_loader, evaluation_loaders
+from dataloaders.data_dataloaders import (
+    DATALOADER_DICT,
+    EpochSampler,
+    VideoLoader,
+    evaluation_loader,
+    evaluation_loaders,
+)
 from dataloaders.rawvideo_util import VideoReadError
 from dataloaders.retrieval_dataset import RetrievalDataset
 from results import read_metrics, read_ranks
@@ -162,6 +170,54 @@ def test_ids_that_share_a_bad_file_count_once():
     assert record.paths() == {"a.mp4": "torn"} and sorted(record.by_item) == [1, 2]
 
 
+def test_samples_of_all_ranks_are_counted_and_the_choice_of_a_reason_is_the_same():
+    ranks = [BadVideos("train", "skip", files=300) for _ in range(2)]
+    ranks[0].report(bad(1, 1))
+    ranks[1].report([BadVideo(1, "1.mp4", "changed"), *bad(2)])
+    for merged, order in ((BadVideos("train", "skip", files=300), 1), (BadVideos("train", "skip", files=300), -1)):
+        merged.merge(ranks[::order])
+        assert merged.samples == 4
+        assert merged.paths() == {"1.mp4": "changed", "2.mp4": "torn"}
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_pass_that_goes_on_has_the_rest_of_the_samples_and_all_that_was_found(num_workers):
+    """250 videos of which two are bad, interrupted after every second batch."""
+    dataset = numbered(250, bad={20, 140})
+
+    def build():
+        sampler = EpochSampler(dataset, num_replicas=1, rank=0, seed=3)
+        sampler.set_epoch(1)
+        return VideoLoader(
+            dataset, dataset.samples(replace_bad=True), partial(BadVideos, "train", "skip", 250), batch_size=50,
+            num_workers=num_workers, sampler=sampler,
+        )  # fmt: skip
+
+    whole, batches, states = build(), [], []
+    for batch in whole:
+        batches.append(batch)
+        states.append(whole.bad_videos.state())
+    assert states[-1]["samples"] == 2
+    for done in (2, 4):
+        loader = build()
+        loader.start_at(done, states[done - 1])
+        rest = list(loader)
+        assert len(rest) == 5 - done
+        for batch, expected in zip(rest, batches[done:], strict=True):
+            assert all(torch.equal(part, other) for part, other in zip(batch, expected, strict=True))
+        assert loader.bad_videos.state() == states[-1]
+        assert len(list(loader)) == 5  # the next pass is whole
+
+
+def test_waiting_is_the_time_of_the_loader_alone(monkeypatch):
+    """A clock that ticks once for each look at it: one tick of waiting for each batch, one of computing."""
+    ticks = iter(range(100))
+    monkeypatch.setattr(data_dataloaders.time, "perf_counter", lambda: next(ticks))
+    loader = evaluation_loader(numbered(6, bad=set()), batch_size=2)
+    assert len(list(loader)) == 3
+    assert loader.seconds_waited == 3
+
+
 def test_what_no_rank_may_skip_alone_stops_all():
     ranks = [BadVideos("train", "skip", files=100) for _ in range(2)]
     ranks[0].report(bad(1))
@@ -219,8 +275,14 @@ def test_a_run_that_skips_lists_and_counts(folder, tmp_path, processes):
         ("train", train.stem, str(train), "0"), ("test", test.stem, str(test), "0"),
     ]  # fmt: skip
     log = (tmp_path / "log.txt").read_text()
-    assert len(re.findall(rf"1 videos cannot be read; other samples took the place of 1: {train} \(.+\)", log)) == 2
-    assert len(re.findall(rf"1 of 100 videos cannot be read, and count as misses: {test} \(.+\)", log)) == 2
+    assert (
+        len(re.findall(rf"1 of 100 video files cannot be read; other samples took the place of 1: {train} \(.+\)", log))
+        == 2
+    )
+    assert (
+        len(re.findall(rf"1 of 100 video files cannot be read, and their items count as misses: {test} \(.+\)", log))
+        == 2
+    )
     content = read_metrics(tmp_path)
     assert content["bad_videos"] == 1
     assert (content["text_to_video"]["queries"], content["text_to_video"]["gallery"]) == (100, 100)

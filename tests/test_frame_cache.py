@@ -3,7 +3,6 @@
 import hashlib
 import multiprocessing
 import os
-import pickle
 import time
 from pathlib import Path
 
@@ -140,13 +139,6 @@ def test_a_relative_folder_stays_where_it_was(tmp_path, extractor, video, monkey
     monkeypatch.chdir(video.parent)
     cache.read_frames(video, 2)
     assert counts(cache) == (1, 1, 0)
-
-
-def test_survives_pickling(cache, extractor, video):
-    cache.read_frames(video, 2)
-    copy = pickle.loads(pickle.dumps(cache))
-    np.testing.assert_array_equal(copy.read_frames(video, 2), extractor.frames(video, 2))
-    assert copy.hits == 1
 
 
 # What an entry is for

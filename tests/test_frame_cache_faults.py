@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import logging
 import multiprocessing
 import os
 import resource
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import PIL
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -68,7 +70,7 @@ def test_layout_of_an_entry(cache, extractor, video):
     assert json.loads(key) == {
         "decoding_rule": 1,
         "ffmpeg": {name: [*av.library_versions[name][:2]] for name in ("libavcodec", "libswscale")},
-        "frame_format": "exact", "framerate": 1,
+        "pillow": PIL.__version__.partition(".")[0], "frame_format": "exact", "framerate": 1,
         "size": 4, "max_frames": 2, "slice_framepos": 1, "start": 1, "end": None,
         "file_name": "video.mp4", "file_bytes": 7, "modified_ns": video.stat().st_mtime_ns,
     }  # fmt: skip
@@ -258,9 +260,28 @@ def test_a_full_disk(tmp_path, extractor, caplog):
         cache = FrameCache(folder, extractor)
         check_goes_on_without_storing(cache, caplog, paths, "No space left on device")
         assert counts(cache) == (2 * 2, 4 + 2 * 2, 0)
-        assert len(files_in(folder)) == 2
+        assert len(files_in(folder)) == 2 and not cache.is_storing
     finally:
         subprocess.run(["umount", str(folder)], check=True)
+
+
+def read_and_log(cache: FrameCache, paths: list[Path], log: Path) -> None:
+    logging.getLogger().addHandler(logging.FileHandler(log))
+    read_in_process(cache, paths)
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+def test_workers_that_fail_together_and_those_after_them_warn_once(tmp_path, extractor, start_method):
+    """A file is in the place of every subfolder; two passes of two workers each, as of two evaluations."""
+    cache = FrameCache(tmp_path / "cache", extractor)
+    for number in range(256):
+        (tmp_path / "cache" / f"{number:02x}").touch()
+    paths = [write_video(tmp_path / "videos" / f"{n}.mp4", bytes([n])) for n in range(4)]
+    context = multiprocessing.get_context(start_method)
+    for _ in range(2):
+        run_processes([context.Process(target=read_and_log, args=(cache, paths, tmp_path / "log")) for _ in range(2)])
+        assert not cache.is_storing
+    assert (tmp_path / "log").read_text().count("no more frames are stored") == 1
 
 
 def read_with_small_file_limit(cache: FrameCache, caplog, paths: list[Path]) -> None:
@@ -275,8 +296,9 @@ def test_a_write_that_breaks_off(tmp_path, extractor, caplog):
     cache = FrameCache(tmp_path / "cache", extractor)
     run_processes([FORK.Process(target=read_with_small_file_limit, args=(cache, caplog, paths))])
     assert files_in(tmp_path / "cache") == []
-    read_in_process(cache, paths)  # this process has no limit
-    assert counts(cache) == (6, 3, 0)
+    later = FrameCache(tmp_path / "cache", extractor)  # of a run without that limit
+    read_in_process(later, paths)
+    assert counts(later) == (6, 3, 0)
 
 
 def test_a_folder_that_cannot_be_made(tmp_path, extractor, video, caplog):
