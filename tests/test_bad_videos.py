@@ -25,10 +25,9 @@ from dataloaders.data_dataloaders import (
 from dataloaders.rawvideo_util import VideoReadError
 from dataloaders.retrieval_dataset import RetrievalDataset
 from results import read_metrics, read_ranks
-from scripts.make_mini_msrvtt import write_mini_msrvtt
-from scripts.make_tiny_clip import tiny_clip_state_dict
 from tests.launch import launcher, run_python
 from tests.test_dataloaders import WordTokenizer
+from tests.tiny_run import data_flags, write_tiny_run
 
 
 class NumberedExtractor:
@@ -232,14 +231,9 @@ def test_what_no_rank_may_skip_alone_stops_all():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """100 training and 100 test videos, of which one each is cut, and a tiny CLIP."""
-    folder = tmp_path_factory.mktemp("bad")
-    write_mini_msrvtt(folder / "data", train_videos=100, test_videos=100, captions_per_video=2)
+    folder = write_tiny_run(tmp_path_factory.mktemp("bad"), 100, 100, captions_per_video=2)
     for path in (video_of(folder, "MSRVTT_train.csv", 3), video_of(folder, "MSRVTT_test.csv", 5)):
         path.write_bytes(path.read_bytes()[:300])
-    weights = tiny_clip_state_dict(
-        embed_dim=32, vision_width=32, vision_layers=1, patch_size=16, image_size=32, text_width=32, text_layers=1
-    )
-    torch.save(weights, folder / "clip.pt")
     return folder
 
 
@@ -250,13 +244,9 @@ def video_of(folder: Path, name: str, row: int) -> Path:
 
 
 def flags(folder: Path, output: Path, *more: str) -> list[str]:
-    data = folder / "data"
     return [
-        "--output_dir", str(output), "--train_csv", str(data / "MSRVTT_train.csv"),
-        "--val_csv", str(data / "MSRVTT_test.csv"), "--data_path", str(data / "MSRVTT_data.json"),
-        "--features_path", str(data / "videos"), "--pretrained_clip_name", str(folder / "clip.pt"),
-        "--max_words", "8", "--max_frames", "2", "--slice_framepos", "2", "--batch_size_val", "16", "--epochs", "2",
-        "--batch_size", "10", "--lr", "1e-3", "--sim_header", "wti", "--num_thread_reader", "2", *more,
+        "--output_dir", str(output), *data_flags(folder), "--max_frames", "2", "--batch_size_val", "16",
+        "--epochs", "2", "--batch_size", "10", "--lr", "1e-3", "--sim_header", "wti", "--num_thread_reader", "2", *more,
     ]  # fmt: skip
 
 

@@ -16,36 +16,18 @@ import main_task_retrieval
 from dataloaders.rawvideo_util import RawVideoExtractor
 from modules.checkpoint import model_path, optimizer_path
 from results import RunRecord, read_metrics, read_ranks
-from scripts.make_mini_msrvtt import write_mini_msrvtt
 from scripts.make_tiny_clip import tiny_clip_state_dict
 from scripts.result_lines import last_results
 from tests.launch import REPOSITORY, launcher, run_python
 from tests.test_modeling import HEADS
+from tests.tiny_run import data_flags, write_tiny_run
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """24 training and 9 test videos of the miniature, and a CLIP of width 32."""
-    folder = tmp_path_factory.mktemp("mini")
-    write_mini_msrvtt(folder / "data", train_videos=24, test_videos=9, captions_per_video=3)
-    weights = tiny_clip_state_dict(
-        embed_dim=32, vision_width=32, vision_layers=1, patch_size=16, image_size=32, text_width=32, text_layers=1
-    )
-    torch.save(weights, folder / "clip.pt")
-    return folder
-
-
-def data_flags(folder: Path) -> list[str]:
-    data = folder / "data"
-    return [
-        "--train_csv", str(data / "MSRVTT_train.csv"), "--val_csv", str(data / "MSRVTT_test.csv"),
-        "--data_path", str(data / "MSRVTT_data.json"), "--features_path", str(data / "videos"),
-        "--pretrained_clip_name", str(folder / "clip.pt"), "--max_words", "16", "--max_frames", "3",
-        "--slice_framepos", "2", "--num_thread_reader", "0", "--batch_size_val", "4", "--n_display", "1",
-        "--cross_num_hidden_layers", "1",
-    ]  # fmt: skip
+    return write_tiny_run(tmp_path_factory.mktemp("mini"))
 
 
 def train_flags(folder: Path, output: Path, *extra: str) -> list[str]:

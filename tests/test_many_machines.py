@@ -10,33 +10,21 @@ import torch
 
 from modules.checkpoint import model_path
 from results import read_metrics
-from scripts.make_mini_msrvtt import write_mini_msrvtt
-from scripts.make_tiny_clip import tiny_clip_state_dict
 from tests.launch import REPOSITORY, free_port, run_python
+from tests.tiny_run import data_flags, write_tiny_run
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """24 training and 9 test videos of the miniature, and a CLIP of width 32."""
-    folder = tmp_path_factory.mktemp("machines")
-    write_mini_msrvtt(folder / "data", train_videos=24, test_videos=9, captions_per_video=2)
-    weights = tiny_clip_state_dict(
-        embed_dim=32, vision_width=32, vision_layers=1, patch_size=16, image_size=32, text_width=32, text_layers=1
-    )
-    torch.save(weights, folder / "clip.pt")
-    return folder
+    return write_tiny_run(tmp_path_factory.mktemp("machines"))
 
 
 def command(folder: Path, output: Path) -> list[str]:
-    data = folder / "data"
     return [
         "main_task_retrieval.py", "--do_train", "--output_dir", str(output), "--sim_header", "wti",
-        "--train_csv", str(data / "MSRVTT_train.csv"), "--val_csv", str(data / "MSRVTT_test.csv"),
-        "--data_path", str(data / "MSRVTT_data.json"), "--features_path", str(data / "videos"),
-        "--pretrained_clip_name", str(folder / "clip.pt"), "--max_words", "16", "--max_frames", "2",
-        "--num_thread_reader", "0", "--batch_size_val", "4", "--epochs", "1", "--batch_size", "12", "--lr", "1e-3",
+        *data_flags(folder), "--epochs", "1", "--batch_size", "12", "--lr", "1e-3",
     ]  # fmt: skip
 
 

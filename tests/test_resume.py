@@ -15,8 +15,7 @@ from modules.checkpoint import model_path, optimizer_path
 from modules.resume import FILES, ResumePoints
 from results import read_metrics, read_ranks
 from run_state import StoppedBySignal
-from scripts.make_mini_msrvtt import write_mini_msrvtt
-from scripts.make_tiny_clip import tiny_clip_state_dict
+from tests.tiny_run import data_flags, write_tiny_run
 
 CONTENTS = {
     "model.bin": {"weight": torch.arange(5.0)},
@@ -110,25 +109,13 @@ def test_a_disk_without_room_is_a_warning_and_leaves_the_last_point(tmp_path, ca
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """24 training and 9 test videos of the miniature, and a CLIP of width 32."""
-    folder = tmp_path_factory.mktemp("mini")
-    write_mini_msrvtt(folder / "data", train_videos=24, test_videos=9, captions_per_video=3)
-    weights = tiny_clip_state_dict(
-        embed_dim=32, vision_width=32, vision_layers=1, patch_size=16, image_size=32, text_width=32, text_layers=1
-    )
-    torch.save(weights, folder / "clip.pt")
-    return folder
+    return write_tiny_run(tmp_path_factory.mktemp("mini"))
 
 
 def command(folder: Path, output: Path, *more: str) -> list[str]:
-    data = folder / "data"
     return [
-        "--do_train", "--output_dir", str(output), "--train_csv", str(data / "MSRVTT_train.csv"),
-        "--val_csv", str(data / "MSRVTT_test.csv"), "--data_path", str(data / "MSRVTT_data.json"),
-        "--features_path", str(data / "videos"), "--pretrained_clip_name", str(folder / "clip.pt"),
-        "--max_words", "16", "--max_frames", "3", "--num_thread_reader", "0", "--batch_size_val", "4",
-        "--n_display", "1", "--cross_num_hidden_layers", "1", "--epochs", "2", "--batch_size", "6", "--lr", "1e-3",
-        "--freeze_layer_num", "-1", *more,
+        "--do_train", "--output_dir", str(output), *data_flags(folder), "--epochs", "2", "--batch_size", "6",
+        "--lr", "1e-3", "--freeze_layer_num", "-1", *more,
     ]  # fmt: skip
 
 
