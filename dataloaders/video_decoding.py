@@ -9,9 +9,11 @@ hold chosen frames, each from its key frame to the chosen one, without the frame
 import math
 import os
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 from av.video.reformatter import VideoReformatter
@@ -21,7 +23,7 @@ from PIL import Image
 MAX_PIXELS = 1 << 26
 # Once the shorter side is resized to `size`, the longer one has this many times as much.
 MAX_ASPECT = 256
-# Packets are held in memory up to this size; a longer video is read in order.
+# Packets are held in memory up to this size; those of a larger file are read a second time to be decoded.
 MAX_PACKET_BYTES = 1 << 27
 # H.264 and HEVC hold back at most 16 frames, so a packet is never further than this from its place among the frames.
 MAX_REORDERED = 32
@@ -49,6 +51,16 @@ class VideoReadError(RuntimeError):
 
 class DoubtfulPackets(Exception):
     """The packets do not tell the frames' numbers; the file has to be read in order."""
+
+
+class PacketFacts(NamedTuple):
+    """What the plan needs of a packet, without its content; `pts` is its presentation time, `size` in bytes."""
+
+    pts: int | None
+    is_keyframe: bool
+    size: int
+    is_corrupt: bool
+    is_discard: bool
 
 
 @dataclass(frozen=True)
@@ -131,18 +143,20 @@ class VideoReader:
         """
         if self.header.codec not in ONE_FRAME_PER_PACKET:
             raise DoubtfulPackets
-        self.is_fresh = False
-        self.packets = []
+        self.packets: list[PacketFacts] = []
+        self.held_packets: list[av.Packet] = []
         size = shown = 0
         try:
-            for packet in self.container.demux(self.stream):
+            for packet in self._demux_from_start():
                 if packet.dts is None and packet.size == 0:
                     break  # the end of the stream
-                self.packets.append(packet)
+                self.packets.append(PacketFacts(*(getattr(packet, name) for name in PacketFacts._fields)))
                 size += packet.size
-                shown += not packet.is_discard
                 if size > MAX_PACKET_BYTES:
-                    raise DoubtfulPackets
+                    self.held_packets.clear()
+                else:
+                    self.held_packets.append(packet)
+                shown += not packet.is_discard
                 if shown >= end + MAX_REORDERED:
                     break
         except av.FFmpegError as error:
@@ -150,17 +164,29 @@ class VideoReader:
         self.shown = _presentation_order(self.packets, self.decoder.has_b_frames)
         return len(self.shown)
 
+    def _demux_from_start(self) -> Iterator[av.Packet]:
+        """The packets from the first on; opens the file again if some were read before."""
+        if not self.is_fresh:
+            self.container.close()
+            self._open()
+        self.is_fresh = False
+        return self.container.demux(self.stream)
+
     def read_chosen(self, numbers: list[int]) -> Iterator[av.VideoFrame]:
         """Yields the frames of the given increasing numbers; `read_packets` comes first.
 
         Raises DoubtfulPackets, possibly after some frames, where the decoder disagrees with the packets.
         """
+        packets = iter(self.held_packets) if self.held_packets else self._demux_from_start()
+        place = 0
         for start, stop, times in self._runs(numbers):
             wanted = set(times)
             latest = -math.inf
             key = self.packets[start]
             key_is_due = not key.is_discard
-            for frame in self._decode_run(start, stop, wanted):
+            run = islice(packets, start - place, stop - place)
+            place = stop
+            for frame in self._decode_run(run, wanted):
                 # The two fields of an interlaced frame may be two packets.
                 if frame.pts is None or frame.pts <= latest or frame.is_corrupt or frame.interlaced_frame:
                     raise DoubtfulPackets
@@ -194,12 +220,12 @@ class VideoReader:
                 runs.append((keys[key], place + 1, [time]))
         return runs
 
-    def _decode_run(self, start: int, stop: int, wanted: set[int]) -> Iterator[av.VideoFrame]:
+    def _decode_run(self, packets: Iterable[av.Packet], wanted: set[int]) -> Iterator[av.VideoFrame]:
         # Where the times promise frames in the order of the file, all are decoded, to see that they come so.
         others = "DEFAULT" if self.shown == sorted(self.shown) else "NONREF"
         self.decoder.flush_buffers()
         try:
-            for packet in self.packets[start:stop]:
+            for packet in packets:
                 self.decoder.skip_frame = "DEFAULT" if packet.pts in wanted else others
                 yield from self.decoder.decode(packet)
             yield from self.decoder.decode(None)
@@ -208,12 +234,9 @@ class VideoReader:
 
     def read_in_order(self) -> Iterator[av.VideoFrame]:
         """Yields all frames from the first on; a damaged file ends before its first damage."""
-        if not self.is_fresh:
-            self.container.close()
-            self._open()
-        self.is_fresh = False
+        packets = self._demux_from_start()
         try:
-            for packet in self.container.demux(self.stream):
+            for packet in packets:
                 yield from self.decoder.decode(packet)
         except av.FFmpegError:
             return
@@ -240,13 +263,13 @@ def _open_container(path: Path) -> av.container.InputContainer:
             raise VideoReadError(path, "this is a folder" if path.is_dir() else "the file is empty (0 bytes)")
         # Absolute, so that FFmpeg takes no colon for a protocol.
         return av.open(os.path.abspath(path), metadata_errors="replace")
-    except av.error.InvalidDataError as error:
+    except (av.error.InvalidDataError, av.error.EOFError) as error:
         raise VideoReadError(path, "FFmpeg finds no video in it: no video file, or one that is cut off") from error
     except (OSError, av.FFmpegError) as error:
         raise VideoReadError(path, error.strerror or str(error)) from error
 
 
-def _presentation_order(packets: list[av.Packet], reordered: bool) -> list[int]:
+def _presentation_order(packets: list[PacketFacts], reordered: bool) -> list[int]:
     """Places of the packets in the order in which their frames are shown, without those that an edit list hides."""
     if not packets or not packets[0].is_keyframe or any(packet.is_corrupt or not packet.size for packet in packets):
         raise DoubtfulPackets

@@ -60,6 +60,21 @@ def test_broken_files_give_frames_or_an_error_in_time_and_in_silence(real_clips)
             assert frames.startswith(f"{path}: ") and len(frames) > len(f"{path}: "), path.name
 
 
+@pytest.mark.real_clips
+def test_a_file_that_ends_in_its_header_says_so(real_clips):
+    path = real_clips / "broken" / "298_sample.mkv"
+    with pytest.raises(VideoReadError, match="no video file, or one that is cut off"):
+        RawVideoExtractor().read_frames(path, 12)
+
+
+def test_text_that_is_no_utf_8_beside_the_video_is_no_error(tmp_path):
+    path = encode(tmp_path / "a.mp4", **H264)
+    content = path.read_bytes()
+    assert content.count(b"Lavf") == 1  # the name of the program that wrote the file
+    path.write_bytes(content.replace(b"Lavf", b"\xff\xfe\xff\xfe"))
+    assert frames_or_error(path) == 4
+
+
 def frames_or_error(path) -> int:
     """Number of frames; 0 is an error that names the file."""
     try:
