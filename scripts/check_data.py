@@ -5,6 +5,7 @@ The flags are those of training. The folder gets `data_problems.csv` and `data_h
 """
 
 import argparse
+import contextlib
 import logging
 import sys
 from functools import partial
@@ -70,8 +71,10 @@ def find_same_content(paths: list[Path], processes: int) -> dict[Path, str]:
     """The SHA-256 of every file that is as long as another one and can be read."""
     of_size: dict[int, list[Path]] = {}
     for path in paths:
-        if path.is_file():
-            of_size.setdefault(path.stat().st_size, []).append(path)
+        # A file that vanishes after it was read has no content to compare.
+        with contextlib.suppress(OSError):
+            if path.is_file():
+                of_size.setdefault(path.stat().st_size, []).append(path)
     twins = [path for same in of_size.values() if len(same) > 1 for path in same]
     results = run_tasks(hash_file, twins, processes, PRELOAD)
     bar = tqdm(results, total=len(twins), unit="file", desc="files of one size", disable=not twins)
@@ -93,8 +96,27 @@ def build_extractor(args: argparse.Namespace, splits: list[Split]) -> RawVideoEx
     cache = FrameCache(args.frame_cache, extractor, args.frame_cache_format)
     items = {item for split in splits for item in split.spans_of_files()}
     most = cache.expected_size(len(items), args.max_frames)
-    print(f"{args.frame_cache} will hold at most {most / 1e9:.1f} GB of frames, of {len(items)} videos")
+    free = cache.free_bytes()
+    print(
+        f"{args.frame_cache} will hold at most {most / 1e9:.1f} GB of frames, of {len(items)} videos; "
+        f"{free / 1e9:.1f} GB are free"
+    )
     return cache
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of the report; raises OSError that names the flag."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"--output_dir {folder} cannot be made a folder: {error.strerror}") from error
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raise ValueError where a number of the command line makes no sense."""
+    for name in ("max_words", "max_frames", "feature_framerate", "image_size", "num_thread_reader"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} {getattr(args, name)} must be at least 1")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -118,8 +140,11 @@ def check_data(args: argparse.Namespace) -> str:
     splits, unread = read_splits(args)
     if not splits:
         raise OSError("; ".join(f"{name}: {reason}" for name, reason in unread.items()))
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    facts = read_files(splits, build_extractor(args, splits), args)
+    make_folder(args.output_dir)
+    extractor = build_extractor(args, splits)
+    facts = read_files(splits, extractor, args)
+    if isinstance(extractor, FrameCache) and not extractor.is_storing:
+        print(f"check_data: {args.frame_cache} is NOT complete: not all frames could be stored", file=sys.stderr)
     contents = find_same_content(list(facts), args.num_thread_reader)
     report = Report(splits, facts, contents, count_tokens(splits), args.max_words)
     problems = report.problems()
@@ -139,10 +164,7 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(format="%(message)s")
     args = build_parser().parse_args(argv)
     try:
-        if min(args.max_words, args.num_thread_reader) < 1:
-            raise ValueError(
-                f"--max_words {args.max_words} and --num_thread_reader {args.num_thread_reader} must be at least 1"
-            )
+        check_arguments(args)
         failure = check_data(args)
     except (OSError, ValueError) as error:
         failure = str(error)

@@ -6,10 +6,13 @@ copies that are complete and of the same settings are kept.
 """
 
 import argparse
+import contextlib
 import csv
 import heapq
 import os
+import socket
 import sys
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -24,6 +27,7 @@ from tqdm import tqdm
 from dataloaders.annotations import VIDEO_EXTENSIONS, first_names, require_path, walk_files
 from dataloaders.rawvideo_util import RawVideoExtractor, VideoReadError
 from dataloaders.video_decoding import VideoReader
+from scripts.data_files import LOSS_TOLERANCE, promised_end
 from scripts.worker_pool import ProcessDied, available_cores, run_tasks
 
 FAILURES_FILE = "compress_failures.csv"
@@ -34,7 +38,8 @@ CRF = 18  # x264's scale of loss, at which none is seen; the files are small as 
 REORDERED_FRAMES = 16  # no H.264 or HEVC stream swaps frames farther than this
 TIME_TOLERANCE = 0.002  # seconds; some containers keep times in whole milliseconds
 LONGEST_PICTURE = 600.0  # seconds; times that jump farther are damaged, and would fill the disk with one picture
-LOSS_TOLERANCE = 1.0  # seconds, the unit in which frames are sampled
+UNFINISHED_SUFFIX = ".unfinished"
+UNFINISHED_AGE = 24 * 3600  # seconds; no copy takes that long to write, so an older file has lost its writer
 
 
 def find_jobs(input_root: Path, output_root: Path) -> list[tuple[Path, Path]]:
@@ -91,8 +96,10 @@ def is_finished(source: Path, target: Path, fps: int, size: int) -> bool:
 
 
 def describe_copy(source: Path, fps: int, size: int) -> str:
-    """What a copy says of itself: the settings, and the size of its original, which another original would change."""
-    return f"compress_videos: fps {fps}, size {size}, crf {CRF}, original of {source.stat().st_size} bytes"
+    """What a copy says of itself: the settings, and what tells its original from another one of that name."""
+    status = source.stat()
+    original = f"original of {status.st_size} bytes, modified at {status.st_mtime_ns} ns"
+    return f"compress_videos: fps {fps}, size {size}, crf {CRF}, {original}"
 
 
 def compress_video(source: Path, target: Path, fps: int, size: int) -> None:
@@ -103,7 +110,9 @@ def compress_video(source: Path, target: Path, fps: int, size: int) -> None:
         av.FFmpegError, OSError: reading or writing failed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.unfinished")
+    # Another run may be making the same copy. 40 letters, of up to 4 bytes, keep the name below the limit of 255.
+    writer = f"{socket.gethostname()}.{os.getpid()}"
+    unfinished = target.with_name(f".{target.stem[:40]}.{writer}{UNFINISHED_SUFFIX}")
     try:
         frame_count = write_copy(source, unfinished, fps, size)
         check_copy(unfinished, frame_count, fps)
@@ -141,15 +150,15 @@ def frames_on_screen(video: VideoReader, fps: int) -> Iterator[av.VideoFrame]:
     interval = min(1 / video.header.fps, LONGEST_PICTURE)
     shown, start, last, count = None, 0.0, 0.0, 0
     try:
-        for time, frame in timed_frames(video.container.decode(video.stream), interval):
+        for second, frame in timed_frames(video.container.decode(video.stream), interval):
             if shown is None:
-                start = last = time
-            if not 0 <= time - last <= LONGEST_PICTURE:
-                raise VideoReadError(video.path, f"times jump by {time - last:.1f} after {last - start:.1f} seconds")
-            while shown is not None and count / fps < time - start - TIME_TOLERANCE:
+                start = last = second
+            if not 0 <= second - last <= LONGEST_PICTURE:
+                raise VideoReadError(video.path, f"times jump by {second - last:.1f} after {last - start:.1f} seconds")
+            while shown is not None and count / fps < second - start - TIME_TOLERANCE:
                 yield shown
                 count += 1
-            shown, last = frame, time
+            shown, last = frame, second
     except av.FFmpegError as error:
         raise VideoReadError(video.path, f"it cannot be decoded to its end: {error.strerror}") from error
     if shown is None:
@@ -169,22 +178,15 @@ def timed_frames(frames: Iterable[av.VideoFrame], interval: float) -> Iterator[t
     """
     times: list[float] = []
     waiting: deque[av.VideoFrame] = deque()
-    time = -interval
+    second = -interval
     for frame in frames:
-        time = time + interval if frame.time is None else frame.time
-        heapq.heappush(times, time)
+        second = second + interval if frame.time is None else frame.time
+        heapq.heappush(times, second)
         waiting.append(frame)
         if len(waiting) > REORDERED_FRAMES:
             yield heapq.heappop(times), waiting.popleft()
     while waiting:
         yield heapq.heappop(times), waiting.popleft()
-
-
-def promised_end(video: VideoReader, start: float) -> float:
-    """The second at which the header says that the video ends, where its first frame has `start`; 0 if it is silent."""
-    if video.stream.duration:
-        return start + float(video.stream.duration * video.stream.time_base)
-    return (video.container.duration or 0) / av.time_base  # of Matroska and WebM, which count from 0
 
 
 def copy_size(width: int, height: int, size: int) -> tuple[int, int]:
@@ -209,14 +211,27 @@ def check_copy(path: Path, frame_count: int, fps: int) -> None:
         )
 
 
+def remove_unfinished(folders: Iterable[Path]) -> None:
+    """Remove what runs that were killed left in `folders`, which need not exist."""
+    oldest = time.time() - UNFINISHED_AGE
+    for folder in folders:
+        for file in folder.glob(f".*{UNFINISHED_SUFFIX}"):
+            # Runs that start together find the same files: one of them is quicker.
+            with contextlib.suppress(FileNotFoundError):
+                if file.stat().st_mtime < oldest:
+                    file.unlink()
+
+
 def compress_all(jobs: list[tuple[Path, Path]], fps: int, size: int, processes: int) -> dict[str, list]:
     """By outcome (`OUTCOMES`), the originals with the reasons of failures, sorted."""
     outcomes: dict[str, list[tuple[Path, str]]] = {outcome: [] for outcome in OUTCOMES}
     results = run_tasks(partial(compress_or_keep, fps=fps, size=size), jobs, processes, PRELOAD)
-    for (source, _), result in tqdm(results, total=len(jobs), unit="video", desc="compress"):
+    for (source, target), result in tqdm(results, total=len(jobs), unit="video", desc="compress"):
         if isinstance(result, ProcessDied):
             result = "failed", f"the process that compressed it was {result.reason}"
         outcome, reason = result
+        if outcome == "failed" and target.is_file():
+            reason += f"; {target} is left there, a copy with other settings or of another original"
         outcomes[outcome].append((source, reason))
     return {outcome: sorted(sources) for outcome, sources in outcomes.items()}
 
@@ -248,6 +263,7 @@ def main(argv: list[str] | None = None) -> None:
             raise ValueError(f"--size {args.size} must be even, as H.264 needs it, and at least 2")
         jobs = find_jobs(args.input_root, args.output_root)
         args.output_root.mkdir(parents=True, exist_ok=True)
+        remove_unfinished({target.parent for _, target in jobs})
         outcomes = compress_all(jobs, args.fps, args.size, args.num_workers)
         write_failures(args.output_root / FAILURES_FILE, outcomes["failed"])
     except (OSError, ValueError) as error:

@@ -13,12 +13,13 @@ from dataloaders.annotations import Annotations, Caption, first_names
 
 MISSING = "missing"
 UNREADABLE = "unreadable"
+ENDS_EARLY = "ends early"
 SHORT = "shorter than 1 s"
 SAME_CONTENT = "same content as another"
 IN_TRAINING = "also in training"
 REPEATED = "caption repeated"
 CUT = "caption cut"
-KINDS = (MISSING, UNREADABLE, SHORT, SAME_CONTENT, IN_TRAINING, REPEATED, CUT)
+KINDS = (MISSING, UNREADABLE, ENDS_EARLY, SHORT, SAME_CONTENT, IN_TRAINING, REPEATED, CUT)
 MOST_BINS = 60
 
 Span = tuple[float | None, float | None]
@@ -49,10 +50,17 @@ class Split:
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What reading a file gave: its length in seconds (0 is unknown), and why which spans give no frames."""
+    """What reading a file gave.
+
+    Attributes:
+        seconds: its length; 0 is unknown.
+        failures: why which spans give no frames.
+        early_end: where it ends and where it should; empty if it is complete or nothing in it states a length.
+    """
 
     seconds: float
     failures: dict[Span, str] = field(default_factory=dict)
+    early_end: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,7 +124,9 @@ class Report:
             reasons = [facts.failures[span] for span in spans if span in facts.failures]
             if reasons:
                 yield Problem(split.name, video_id, path, UNREADABLE, "; ".join(dict.fromkeys(reasons)))
-            elif 0 < facts.seconds < 1:
+            if facts.early_end:
+                yield Problem(split.name, video_id, path, ENDS_EARLY, facts.early_end)
+            if not reasons and 0 < facts.seconds < 1:
                 yield Problem(split.name, video_id, path, SHORT, f"{facts.seconds:.2f} s")
 
     def _shared_problems(self, split: Split, owners: Mapping, training: set[str]) -> Iterator[Problem]:

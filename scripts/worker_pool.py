@@ -76,7 +76,7 @@ def _run_alone(function: Callable[[Any], Any], task, context) -> Any:
     process.start()
     sender.close()  # so that the end of the process is the end of the pipe
     try:
-        return receiver.recv()
+        result, error = receiver.recv()
     except EOFError:
         process.join()
         code = process.exitcode
@@ -84,6 +84,9 @@ def _run_alone(function: Callable[[Any], Any], task, context) -> Any:
     finally:
         receiver.close()
         process.join()
+    if error is not None:
+        raise error
+    return result
 
 
 def _start_worker(function: Callable[[Any], Any]) -> None:
@@ -98,7 +101,11 @@ def _run(task) -> Any:
 
 def _send_result(sender, function: Callable[[Any], Any], task) -> None:
     _die_on_interrupt()
-    sender.send(function(task))
+    try:
+        answer = function(task), None
+    except Exception as error:
+        answer = None, error
+    sender.send(answer)
 
 
 def _die_on_interrupt() -> None:

@@ -3,14 +3,17 @@
 import csv
 import hashlib
 import os
+import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -20,24 +23,26 @@ from dataloaders.annotations import Annotations, Caption
 from dataloaders.frame_cache import FrameCache
 from dataloaders.rawvideo_util import RawVideoExtractor
 from scripts.check_data import find_same_content, main, read_files
+from scripts.data_files import measure_length
 from scripts.data_report import FileFacts, Split, draw_shares
 from scripts.make_mini_msrvtt import write_mini_msrvtt
 from tests.conftest import REPOSITORY
 from tests.miniatures import WRITERS, write_miniature
 from tests.numbered_videos import steady, write_numbered
 
-COLUMNS = ("missing", "unreadable", "shorter than 1 s", "same content as another", "also in training",
+COLUMNS = ("missing", "unreadable", "ends early", "shorter than 1 s", "same content as another", "also in training",
            "caption repeated", "caption cut")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the script ended (None is success), its table by split, the rows of its csv, and what it printed."""
+    """How the script ended (None is success), its table by split, the rows of its csv, its stdout and stderr."""
 
     failure: str | None
     table: dict[str, list[int]]
     rows: list[tuple[str, ...]]
     out: str
+    errors: str
 
 
 def read_table(out: str) -> dict[str, list[int]]:
@@ -53,13 +58,13 @@ def check(capsys, folder: Path, *flags: str) -> Outcome:
         main([*flags, "--output_dir", str(folder), "--num_thread_reader", "2", "--max_frames", "2"])
     except SystemExit as stop:
         failure = stop.code
-    out = capsys.readouterr().out
+    out, errors = capsys.readouterr()
     rows = []
     if (folder / "data_problems.csv").exists():
         with (folder / "data_problems.csv").open(newline="") as file:
             header, *rows = csv.reader(file)
         assert header == ["split", "video_id", "path", "problem", "detail"]
-    return Outcome(failure, read_table(out), [tuple(row) for row in rows], out)
+    return Outcome(failure, read_table(out), [tuple(row) for row in rows], out, errors)
 
 
 def write_msrvtt(folder: Path, train: dict[str, list[str]], test: list[tuple[str, str]]) -> list[str]:
@@ -119,7 +124,7 @@ def test_every_fault_is_listed(faulty, tmp_path, capsys):
     assert details["good", "caption cut"] == "10 tokens: one two three four five six seven eight"
     assert details["good", "caption repeated"] == "2 times, of 1 videos: a dog runs"
     assert "empty" in details["empty", "unreadable"] and details["noise", "unreadable"]
-    assert outcome.table == {"train": [6, 8, 1, 1, 1, 2, 0, 1, 1], "test": [5, 5, 1, 1, 0, 1, 1, 2, 0]}
+    assert outcome.table == {"train": [6, 8, 1, 1, 0, 1, 2, 0, 1, 1], "test": [5, 5, 1, 1, 0, 0, 1, 1, 2, 0]}
     assert outcome.failure == "check_data: 2 videos of the test split are missing or unreadable: absent, empty"
 
 
@@ -176,13 +181,27 @@ def test_same_content_is_told_from_same_size(tmp_path):
     }
 
 
+class VanishingPath(type(Path())):
+    """A file that is removed after one has seen that it is there."""
+
+    def is_file(self, **_) -> bool:
+        return True
+
+
+def test_a_file_that_vanishes_has_no_twin(tmp_path):
+    for name in "ab":
+        (tmp_path / name).write_bytes(b"1")
+    found = find_same_content([tmp_path / "a", VanishingPath(tmp_path / "gone"), tmp_path / "b"], processes=1)
+    assert {path.name for path in found} == {"a", "b"}
+
+
 def test_time_spans_beyond_the_end_are_unreadable(tmp_path, capsys):
     write_numbered(tmp_path / "videos/a.mp4", steady(30, 10), 10)
     rows = ["a,begins,0,1,test", "a,ends,2,9,test", "a,is over,7,9,test", "a,again,7,9,train"]
     (tmp_path / "clips.csv").write_text("\n".join(["video,caption,start,end,split", *rows]))
     flags = ["--datatype", "custom", "--data_path", str(tmp_path / "clips.csv"), "--features_path", str(tmp_path)]
     outcome = check(capsys, tmp_path / "report", *flags)
-    assert outcome.table == {"train": [1, 1, 0, 1, 0, 0, 0, 0, 0], "test": [1, 3, 0, 1, 0, 0, 1, 0, 0]}
+    assert outcome.table == {"train": [1, 1, 0, 1, 0, 0, 0, 0, 0, 0], "test": [1, 3, 0, 1, 0, 0, 0, 1, 0, 0]}
     assert all("second 7" in row[4] for row in outcome.rows if row[3] == "unreadable")
     assert "val: not read" in outcome.out
 
@@ -191,13 +210,73 @@ def test_the_cache_holds_what_training_reads(faulty, tmp_path, capsys):
     flags, videos = faulty
     flags += ["--slice_framepos", "2", "--frame_cache", str(tmp_path / "cache"), "--image_size", "32"]
     outcome = check(capsys, tmp_path / "report", *flags)
-    assert "at most 0.0 GB of frames, of 8 videos" in outcome.out
+    assert re.search(r"at most 0\.0 GB of frames, of 8 videos; \d+\.\d GB are free", outcome.out)
+    assert "NOT complete" not in outcome.errors
     readable = ["good.mp4", "short.mp4", "both.mp4", "fine.mp4", "twin.avi", "leak.mp4"]
     assert len([path for path in (tmp_path / "cache").rglob("*") if path.is_file()]) == len(readable)
     cache = FrameCache(tmp_path / "cache", RawVideoExtractor(framerate=1, size=32))
     for name in readable:
         cache.read_frames(videos / name, 2, slice_framepos=2, frame_order=1)
     assert (cache.hits, cache.misses) == (6, 0)
+
+
+def test_a_cache_that_cannot_be_filled_is_told(faulty, tmp_path, capsys):
+    (tmp_path / "cache").mkdir()
+    for number in range(256):
+        (tmp_path / f"cache/{number:02x}").touch()  # where the folders of the entries belong
+    flags = ["--frame_cache", str(tmp_path / "cache"), "--image_size", "32"]
+    assert f"{tmp_path}/cache is NOT complete" in check(capsys, tmp_path / "report", *faulty[0], *flags).errors
+
+
+@pytest.mark.parametrize(
+    ("extension", "codec"), [("avi", "mpeg4"), ("avi", "libx264"), ("mkv", "libx264"), ("webm", "libvpx")]
+)
+def test_files_that_are_cut_end_early(tmp_path, capsys, extension, codec):
+    whole = tmp_path / f"videos/whole.{extension}"
+    write_numbered(whole, steady(200, 10), 10, codec=codec)
+    content = whole.read_bytes()
+    (tmp_path / f"videos/part.{extension}").write_bytes(content[: len(content) * 3 // 10])
+    outcome = check(capsys, tmp_path / "report", *write_msrvtt(tmp_path, {"whole": ["a dog"]}, [("part", "a cat")]))
+    assert outcome.failure is None
+    ((split, name, _, problem, detail),) = outcome.rows
+    assert (split, name, problem) == ("test", "part", "ends early")
+    end, promised = map(float, re.fullmatch(r"it ends at second (.+), not (.+) as its header says", detail).groups())
+    assert 1 < end < 10 and promised == pytest.approx(20, abs=0.15)
+
+
+def test_files_whose_header_states_more_than_the_film_do_not_end_early(tmp_path):
+    trimmed = write_numbered(tmp_path / "a.mp4", steady(200, 10), 10)
+    head, tail = trimmed.read_bytes().split(b"elst")
+    edit = struct.pack(">I", 20_000)  # its length in milliseconds, after version, flags and the number of edits
+    assert tail[8:12] == edit
+    trimmed.write_bytes(head + b"elst" + tail[:8] + struct.pack(">I", 8_000) + tail[12:])
+    assert measure_length(trimmed) == (8.0, "")
+    late = write_numbered(tmp_path / "late.mkv", [5 + second for second in steady(100, 10)], 10)
+    assert measure_length(late)[1] == ""
+    with av.open(str(late)) as film, av.open(str(tmp_path / "sound.mkv"), "w") as container:
+        stream = container.add_stream_from_template(film.streams.video[0])
+        sound = container.add_stream("pcm_s16le", rate=8000)
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 20 * 8000), np.int16), layout="mono")
+        silence.sample_rate, silence.pts = 8000, 0
+        container.mux(sound.encode(silence))
+        for packet in film.demux(video=0):
+            packet.stream = stream
+            container.mux(packet)
+    with av.open(str(tmp_path / "sound.mkv")) as container:
+        assert container.duration >= 20 * av.time_base
+    assert measure_length(tmp_path / "sound.mkv")[1] == ""
+
+
+@pytest.mark.parametrize(("name", "codec", "seconds"), [("a.m2v", "mpeg2video", 0.8), ("a.h264", "libx264", 0.8)])
+def test_raw_streams_have_the_length_of_their_frames(tmp_path, name, codec, seconds):
+    assert measure_length(write_numbered(tmp_path / name, steady(20, 25), 25, codec=codec)) == (seconds, "")
+
+
+@pytest.mark.real_clips
+def test_no_real_clip_ends_early(real_clips):
+    clips = sorted((real_clips / "videos").iterdir())
+    assert len(clips) > 50
+    assert {path.name: early_end for path in clips if (early_end := measure_length(path)[1])} == {}
 
 
 @pytest.fixture(scope="module")
@@ -262,10 +341,18 @@ def test_a_file_is_read_once_and_a_crash_is_its_own_problem(tmp_path):
     assert sorted((tmp_path / "log").read_text().splitlines()) == sorted(set(calls))
 
 
-@pytest.mark.parametrize("flags", [["--max_words", "0"], ["--num_thread_reader", "0"], ["--max_frames", "0"]])
-def test_arguments_that_make_no_sense(faulty, tmp_path, flags):
-    with pytest.raises(SystemExit, match=flags[0].removeprefix("--")):
-        main([*faulty[0], "--output_dir", str(tmp_path / "report"), *flags])
+@pytest.mark.parametrize(
+    "flag", ["--max_words", "--num_thread_reader", "--max_frames", "--feature_framerate", "--image_size"]
+)
+def test_arguments_that_make_no_sense(faulty, tmp_path, flag):
+    with pytest.raises(SystemExit, match=f"{flag} 0 must be at least 1"):
+        main([*faulty[0], "--output_dir", str(tmp_path / "report"), flag, "0"])
+
+
+def test_a_file_in_the_place_of_the_report_is_told(faulty, tmp_path, capsys):
+    (tmp_path / "report").touch()
+    for folder in (tmp_path / "report", tmp_path / "report/deep"):
+        assert f"--output_dir {folder} cannot be made a folder" in check(capsys, folder, *faulty[0]).failure
 
 
 @pytest.mark.real_clips
@@ -278,7 +365,7 @@ def test_the_command_reports_the_broken_real_clips(real_clips, tmp_path):
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
     assert result.returncode == 1
     table = read_table(result.stdout)
-    assert table["train"] == [1, 1, 0, 0, 0, 0, 0, 0, 0]
+    assert table["train"] == [1, 1, 0, 0, 0, 0, 0, 0, 0, 0]
     videos, captions, missing, unreadable, *_ = table["test"]
     assert (videos, captions, missing) == (27, 27, 0) and unreadable >= 20
     last = result.stderr.splitlines()[-1]

@@ -28,10 +28,10 @@ from scripts.compress_videos import (
     copy_size,
     find_jobs,
     main,
-    promised_end,
     timed_frames,
     write_copy,
 )
+from scripts.data_files import promised_end
 from tests.conftest import REPOSITORY
 from tests.numbered_videos import MILLISECOND, read_numbers, steady, write_numbered
 from tests.reader_cases import touch
@@ -197,7 +197,9 @@ def test_finished_copies_are_kept_and_others_are_made_again(tmp_path, capsys):
     complete = copies["cut"].read_bytes()
     copies["cut"].write_bytes(complete[: len(complete) // 2])
     write_numbered(tmp_path / "in/other.avi", steady(40, 10), 10)
-    (tmp_path / "out/.b.mp4.unfinished").write_bytes(complete[:100])
+    for name, hours in ((".b.host.7.unfinished", 25), (".b.host.8.unfinished", 23)):
+        (tmp_path / f"out/{name}").write_bytes(complete[:100])
+        os.utime(tmp_path / f"out/{name}", 2 * (time.time() - 3600 * hours,))
     copies["b"].unlink()
     written = copies["a"].stat().st_mtime_ns
     assert run_here(capsys, *folders)[:2] == (None, "3 compressed, 1 kept, 0 failed\n")
@@ -205,8 +207,50 @@ def test_finished_copies_are_kept_and_others_are_made_again(tmp_path, capsys):
     assert copies["cut"].read_bytes() == complete
     assert len(read_numbers(copies["other"])) == 12
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "a.mp4", "b.mp4", "compress_failures.csv", "cut.mp4", "other.mp4",
+        ".b.host.8.unfinished", "a.mp4", "b.mp4", "compress_failures.csv", "cut.mp4", "other.mp4",
     }  # fmt: skip
+
+
+def test_a_copy_of_another_original_of_the_same_size_is_made_again(tmp_path, capsys):
+    folders = tmp_path / "in", tmp_path / "out"
+    source = write_numbered(tmp_path / "in/a.mp4", steady(30, 10), 10)
+    run_here(capsys, *folders)
+    os.utime(source, ns=(0, source.stat().st_mtime_ns + 1))
+    assert run_here(capsys, *folders)[1] == "1 compressed, 0 kept, 0 failed\n"
+
+
+def test_a_failure_tells_of_the_copy_that_it_leaves(tmp_path, capsys):
+    folders = tmp_path / "in", tmp_path / "out"
+    source = write_numbered(tmp_path / "in/a.mp4", steady(30, 10), 10)
+    run_here(capsys, *folders)
+    copy = tmp_path / "out/a.mp4"
+    content = copy.read_bytes()
+    source.write_bytes(b"damaged")
+    (tmp_path / "in/new.mp4").write_bytes(b"damaged")
+    _, _, errors = run_here(capsys, *folders)
+    left = f"; {copy} is left there, a copy with other settings or of another original"
+    reasons = [line for line in errors.splitlines() if line.startswith(str(tmp_path))]
+    assert [reason.endswith(left) for reason in reasons] == [True, False]
+    assert copy.read_bytes() == content
+
+
+def test_two_runs_at_once_do_not_touch_each_others_files(tmp_path, monkeypatch):
+    """The other run makes the same copy between this one's writing and checking."""
+    source = write_numbered(tmp_path / "in/a.mp4", steady(20, 10), 10)
+
+    def check_after_the_other_run(*arguments) -> None:
+        subprocess.run(script(tmp_path / "in", tmp_path / "out"), cwd=REPOSITORY, check=True, timeout=60)
+        check_copy(*arguments)
+
+    monkeypatch.setattr(compress_videos, "check_copy", check_after_the_other_run)
+    compress_video(source, tmp_path / "out/a.mp4", 3, 224)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.mp4", "compress_failures.csv"}
+
+
+def test_long_names_are_compressed(tmp_path):
+    names = [240 * "a", 80 * "語"]  # 240 bytes each
+    copies = [compressed(write_numbered(tmp_path / f"{name}.mp4", steady(10, 10), 10)) for name in names]
+    assert all(copy.is_file() for copy in copies)
 
 
 @pytest.mark.parametrize("flags", [["--fps", "2"], ["--size", "64"]])
@@ -223,13 +267,15 @@ def test_damaged_videos_are_listed_and_have_no_copy(tmp_path, capsys):
     content = good.read_bytes()
     for percent in (0, 10, 40, 95):  # the header, at the start, promises all
         (tmp_path / f"in/cut{percent:02}.mp4").write_bytes(content[: len(content) * percent // 100])
+    film = write_numbered(tmp_path / "film.avi", steady(200, 10), 10).read_bytes()
+    (tmp_path / "in/cut80.avi").write_bytes(film[: len(film) * 8 // 10])
     (tmp_path / "in/random.avi").write_bytes(np.random.default_rng(0).bytes(5000))
     message, out, errors = run_here(capsys, tmp_path / "in", tmp_path / "out")
-    assert message.startswith("compress_videos: 5 failed")
-    assert out == "1 compressed, 0 kept, 5 failed\n"
+    assert message.startswith("compress_videos: 6 failed")
+    assert out == "1 compressed, 0 kept, 6 failed\n"
     with (tmp_path / "out/compress_failures.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    damaged = ["cut00.mp4", "cut10.mp4", "cut40.mp4", "cut95.mp4", "random.avi"]
+    damaged = ["cut00.mp4", "cut10.mp4", "cut40.mp4", "cut80.avi", "cut95.mp4", "random.avi"]
     assert [Path(row["path"]).name for row in rows] == damaged
     assert all(row["reason"] and f"{row['path']}: {row['reason']}" in errors for row in rows)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"good.mp4", "compress_failures.csv"}
@@ -272,11 +318,18 @@ def test_a_copy_appears_only_when_it_was_read_back(tmp_path, monkeypatch):
     assert list((tmp_path / "copies").iterdir()) == []
 
 
-def test_where_the_header_says_that_a_video_ends():
-    container = SimpleNamespace(duration=7_000_000)  # microseconds
-    for duration, end in ((90, 8.0), (None, 7.0)):
-        stream = SimpleNamespace(duration=duration, time_base=Fraction(1, 30))
-        assert promised_end(SimpleNamespace(container=container, stream=stream), 5.0) == end
+@pytest.mark.parametrize(
+    ("file_format", "ticks", "frames", "end"),
+    [
+        ("mov,mp4", 90, 0, 8.0), ("mov,mp4", 90, 300, 8.0), ("matroska,webm", None, 0, 7.0),
+        ("avi", 90, 300, 15.0), ("avi", 90, 60, 8.0),
+    ],
+)  # fmt: skip
+def test_where_the_header_says_that_a_video_ends(file_format, ticks, frames, end):
+    container = SimpleNamespace(duration=7_000_000, format=SimpleNamespace(name=file_format))  # microseconds
+    stream = SimpleNamespace(duration=ticks, time_base=Fraction(1, 30), frames=frames)
+    header = SimpleNamespace(fps=30)
+    assert promised_end(SimpleNamespace(container=container, stream=stream, header=header), 5.0) == end
 
 
 @pytest.mark.real_clips

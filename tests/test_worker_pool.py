@@ -27,6 +27,10 @@ def fail(task: int) -> int:
     raise ZeroDivisionError(f"task {task}")
 
 
+def crash_or_fail(task: int) -> int:
+    return double_or_die(task) if task == 7 else fail(task)
+
+
 @pytest.mark.parametrize("processes", [1, 3])
 def test_every_task_has_one_result_and_only_the_ones_that_crash_have_none(processes):
     results = list(run_tasks(double_or_die, range(1, 23), processes))
@@ -45,6 +49,13 @@ def test_tasks_run_beside_each_other_in_other_processes():
 def test_an_error_of_the_function_ends_the_run():
     with pytest.raises(ZeroDivisionError, match="task 1"):
         list(run_tasks(fail, [1], 1))
+
+
+def test_an_error_in_a_process_that_runs_alone_ends_the_run_too():
+    results = run_tasks(crash_or_fail, [7, 1], 1)  # the second task waits in the process that the first one kills
+    assert next(results) == (7, ProcessDied("killed by SIGSEGV"))
+    with pytest.raises(ZeroDivisionError, match="task 1"):
+        next(results)
 
 
 def test_no_tasks_need_no_process():
