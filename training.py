@@ -49,35 +49,42 @@ def train(args, model: CLIP4Clip, train_loader, sampler, evaluator: Evaluator, p
         evaluator.resume(state.epoch)
         if state.epoch >= args.epochs:
             raise ValueError(f"--resume_model has {state.epoch} epochs behind it and --epochs is {args.epochs}")
-    step_model = model
-    if process.world_size > 1 and args.grad_cache_chunk:
-        broadcast_weights(model)  # as DDP does at its start; the gradient cache goes around it
-    elif process.world_size > 1:
-        step_model = DistributedDataParallel(
-            model,
-            device_ids=[process.local_rank] if process.device.type == "cuda" else None,
-            find_unused_parameters=model.config.sim_header == "tightTransf",  # logit_scale takes no part there
-        )
-
+    step_model = over_ranks(args, model, process)
     state.stop.listen()
-    while state.epoch < args.epochs:
-        epoch = state.epoch
-        sampler.set_epoch(epoch)
-        loss, _ = train_epoch(
-            epoch, args, step_model, train_loader, process, optimizer, state.global_step, scaler, state
-        )
-        logger.info("Epoch %d/%s Finished, Train Loss: %f", epoch + 1, args.epochs, loss)
-        state.save()
-        evaluator.report_bad_videos(train_loader, epoch)
-        output_file = model_path(args.output_dir, epoch)
-        if process.is_main:
-            save_checkpoint(args.output_dir, epoch, model, optimizer, loss, scaler)
-            logger.info("Model saved to %s", output_file)
-        evaluator.after_epoch(epoch, output_file)
-        if process.is_main:
-            keep_last_checkpoints(args.output_dir, args.keep_last, epoch, evaluator.record.best()["epoch"])
-        state.next_epoch()
-    state.finish()
+    try:
+        while state.epoch < args.epochs:
+            epoch = state.epoch
+            sampler.set_epoch(epoch)
+            loss, _ = train_epoch(
+                epoch, args, step_model, train_loader, process, optimizer, state.global_step, scaler, state
+            )
+            logger.info("Epoch %d/%s Finished, Train Loss: %f", epoch + 1, args.epochs, loss)
+            state.save()
+            evaluator.report_bad_videos(train_loader, epoch)
+            output_file = model_path(args.output_dir, epoch)
+            if process.is_main:
+                save_checkpoint(args.output_dir, epoch, model, optimizer, loss, scaler)
+                logger.info("Model saved to %s", output_file)
+            evaluator.after_epoch(epoch, output_file)
+            if process.is_main:
+                keep_last_checkpoints(args.output_dir, args.keep_last, epoch, evaluator.record.best()["epoch"])
+            state.next_epoch()
+    finally:  # so that nothing is said after the cause of an error
+        state.finish()
+
+
+def over_ranks(args, model: CLIP4Clip, process: util.Process):
+    """The model as a step calls it: in DDP over several ranks, but for the gradient cache, which averages itself."""
+    if process.world_size == 1:
+        return model
+    if args.grad_cache_chunk:
+        broadcast_weights(model)  # as DDP does at its start
+        return model
+    return DistributedDataParallel(
+        model,
+        device_ids=[process.local_rank] if process.device.type == "cuda" else None,
+        find_unused_parameters=model.config.sim_header == "tightTransf",  # logit_scale takes no part there
+    )
 
 
 def log_types(model: CLIP4Clip, precision: str) -> None:

@@ -25,6 +25,7 @@ EVERYTHING = {
 ALLOWED_IMPORTS = {
     "main_task_retrieval": EVERYTHING - {"scripts"},
     "scripts": EVERYTHING,
+    "scripts.soak": {"main_task_retrieval", "util", "modules", "scripts"},  # which starts whole runs
     "benchmarks": EVERYTHING | {"benchmarks"},
     "util": set(),
     "metrics": set(),
