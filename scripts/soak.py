@@ -41,7 +41,7 @@ FAULTS = ("kill", "stop", "bit flip", "cut video")
 TIME_LIMIT = 120  # seconds after which a run of `EPOCHS` epochs counts as lost
 ROWS = 10  # the time is divided into so many parts, and the most of each is noted
 WARM_UP = 3  # parts in which caches and allocators fill
-FLAT = 0.05  # growth after them that counts as none
+FLAT = 0.1  # growth after them that counts as none
 SECONDS_PER_SAMPLE = 0.25
 
 
