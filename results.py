@@ -203,7 +203,11 @@ class RunRecord:
         """Go on from a run that was interrupted; ValueError where it held out other videos."""
         if state["listing"] != self.listing:
             raise ValueError("the interrupted run held out other videos: its training split has changed")
-        self.history = state["history"]
+        # the folder may have been moved meanwhile, with the checkpoints of the run in it
+        self.history = [
+            {**entry, "checkpoint": entry["checkpoint"] and str(self.folder / Path(entry["checkpoint"]).name)}
+            for entry in state["history"]
+        ]
         self.bad_videos = {(row[0], row[2]): row for row in state["bad_videos"]}
         self.write_bad_videos()
 

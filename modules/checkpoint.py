@@ -5,6 +5,7 @@ Epochs in file names and in the optimizer file count from 0.
 
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from modules.distributed import broadcast_weights, get_rank
 from modules.module_clip import count_blocks
+from modules.resume import sync
 from modules.tensor_files import load_tensors
 
 
@@ -66,10 +68,20 @@ def load_checkpoint(path: str | Path, model: nn.Module) -> None:
 
 
 def write_whole(content, path: Path) -> None:
-    """Save under a temporary name, then rename: a run that dies while writing leaves no half file under this name."""
+    """Save under a temporary name, then rename: a run that dies while writing leaves no half file under this name.
+
+    Raises OSError naming the file where it cannot be written, and leaves nothing of it.
+    """
     temporary = path.with_name(path.name + ".partial")
-    torch.save(content, temporary)
-    os.replace(temporary, path)
+    try:
+        torch.save(content, temporary)
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+    except (OSError, RuntimeError) as error:  # the latter is how torch's writer reports a full disk
+        free = shutil.disk_usage(path.parent).free
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"{path} cannot be written, {free / 1e6:.0f} MB free: {error}") from error
 
 
 def load_optimizer(
