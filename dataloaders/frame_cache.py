@@ -27,7 +27,6 @@ import hashlib
 import io
 import json
 import logging
-import math
 import multiprocessing
 import os
 import secrets
@@ -43,7 +42,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from dataloaders.rawvideo_util import VideoReadError, order_frames
+from dataloaders.rawvideo_util import VideoReadError, order_frames, whole_seconds
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +57,7 @@ HEAD_BOUND = 4096  # no header is longer: a file name has at most 255 bytes, whi
 CHUNK = 2**18  # bytes: while one chunk's checksum is computed, the disk reads ahead
 JPEG_QUALITY = 95
 TEMPORARY_SUFFIX = ".incomplete_frames"
-TEMPORARY_AGE = 24 * 3600  # seconds; no entry takes that long to write, so an older file has lost its writer
+TEMPORARY_AGE = 24 * 3600  # seconds; no file takes that long to write, so an older one has lost its writer
 
 
 class DamagedEntryError(ValueError):
@@ -135,7 +134,7 @@ class FrameCache:
 
         A video that is gone or cannot be asked for its size and time raises VideoReadError, entry or not.
         """
-        span = _whole_seconds(start_time, end_time)
+        span = whole_seconds(start_time, end_time)
         source = _identity(path)
         key = self._key(source, int(max_frames), int(slice_framepos), *span)
         name = hashlib.sha256(key).hexdigest()
@@ -243,14 +242,9 @@ class FrameCache:
 
     def _prepare_folder(self) -> None:
         """Makes the folder, and removes what writers that were killed left in it."""
-        oldest = time.time() - TEMPORARY_AGE
         try:
             os.makedirs(self.directory, exist_ok=True)
-            for file in Path(self.directory).glob(f"*{TEMPORARY_SUFFIX}"):
-                # Processes that start together find the same files: one of them is quicker.
-                with contextlib.suppress(FileNotFoundError):
-                    if file.stat().st_mtime < oldest:
-                        file.unlink()
+            remove_abandoned(Path(self.directory), f"*{TEMPORARY_SUFFIX}")
         except OSError as error:
             self._stop_storing(error)
 
@@ -263,6 +257,16 @@ class FrameCache:
                 self.directory,
                 error.strerror or error,
             )
+
+
+def remove_abandoned(folder: Path, pattern: str) -> None:
+    """Removes files of that name which nobody has written to for `TEMPORARY_AGE`: their writers were killed."""
+    oldest = time.time() - TEMPORARY_AGE
+    for file in folder.glob(pattern):
+        # Processes that start together find the same files: one of them is quicker.
+        with contextlib.suppress(FileNotFoundError):
+            if file.stat().st_mtime < oldest:
+                file.unlink()
 
 
 def _identity(path) -> tuple[str, int, int]:
@@ -296,15 +300,6 @@ def _read(file: io.FileIO, size: int, check: bool) -> np.ndarray:
     if check and checksum != int.from_bytes(content[CHECKED_FROM - 4 : CHECKED_FROM].tobytes(), "little"):
         raise DamagedEntryError("its checksum is wrong")
     return content
-
-
-def _whole_seconds(start_time: float | None, end_time: float | None) -> tuple[int, int | None]:
-    """The first and the last second that the extractor samples, None for all until the end."""
-    start = 0 if start_time is None else start_time
-    end = math.inf if end_time is None else end_time
-    if not (0 <= start <= end and start < math.inf):
-        raise ValueError(f"a time span needs 0 <= start_time <= end_time, got {start_time} to {end_time} seconds")
-    return math.floor(start), None if end == math.inf else math.ceil(end)
 
 
 def _to_jpeg(frame: np.ndarray) -> bytes:

@@ -100,19 +100,14 @@ class RawVideoExtractor:
         _check_choice("frame_order", frame_order, FRAME_ORDERS)
         if max_frames < 1:
             raise ValueError(f"max_frames must be at least 1, got {max_frames}")
-        start = 0 if start_time is None else start_time
-        end = math.inf if end_time is None else end_time
-        if not (0 <= start <= end and start < math.inf):
-            raise ValueError(f"a time span needs 0 <= start_time <= end_time, got {start_time} to {end_time} seconds")
-
-        frames = self._read(path, max_frames, slice_framepos, math.floor(start), end)
+        frames = self._read(path, max_frames, slice_framepos, *whole_seconds(start_time, end_time))
         return order_frames(frames, frame_order, random_generator)
 
-    def _read(self, path, max_frames: int, slice_framepos: int, start: int, end: float) -> np.ndarray:
+    def _read(self, path, max_frames: int, slice_framepos: int, start: int, end: int | None) -> np.ndarray:
         with VideoReader(path) as video:
             fps = max(1, int(video.header.fps))
             rate = min(self.framerate, fps)
-            limit = None if end == math.inf else (math.ceil(end) - start + 1) * rate
+            limit = None if end is None else (end - start + 1) * rate
             if slice_framepos == 0:
                 limit = max_frames if limit is None else min(limit, max_frames)
             grid = SampleGrid(fps, rate, start, limit)
@@ -157,6 +152,18 @@ class RawVideoExtractor:
 
     def _square(self, video: VideoReader, frame: av.VideoFrame) -> np.ndarray:
         return _resize_and_crop(video.picture(frame), self.size)
+
+
+def whole_seconds(start_time: float | None, end_time: float | None) -> tuple[int, int | None]:
+    """The first and the last second that are sampled of a time span, None for all until the end of the video.
+
+    Raises ValueError for a span that is none.
+    """
+    start = 0 if start_time is None else start_time
+    end = math.inf if end_time is None else end_time
+    if not (0 <= start <= end and start < math.inf):
+        raise ValueError(f"a time span needs 0 <= start_time <= end_time, got {start_time} to {end_time} seconds")
+    return math.floor(start), None if end == math.inf else math.ceil(end)
 
 
 def order_frames(

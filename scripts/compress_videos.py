@@ -6,13 +6,11 @@ copies that are complete and of the same settings are kept.
 """
 
 import argparse
-import contextlib
 import csv
 import heapq
 import os
 import socket
 import sys
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -25,6 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from dataloaders.annotations import VIDEO_EXTENSIONS, first_names, require_path, walk_files
+from dataloaders.frame_cache import remove_abandoned
 from dataloaders.rawvideo_util import RawVideoExtractor, VideoReadError
 from dataloaders.video_decoding import VideoReader
 from scripts.data_files import LOSS_TOLERANCE, promised_end
@@ -39,7 +38,6 @@ REORDERED_FRAMES = 16  # no H.264 or HEVC stream swaps frames farther than this
 TIME_TOLERANCE = 0.002  # seconds; some containers keep times in whole milliseconds
 LONGEST_PICTURE = 600.0  # seconds; times that jump farther are damaged, and would fill the disk with one picture
 UNFINISHED_SUFFIX = ".unfinished"
-UNFINISHED_AGE = 24 * 3600  # seconds; no copy takes that long to write, so an older file has lost its writer
 
 
 def find_jobs(input_root: Path, output_root: Path) -> list[tuple[Path, Path]]:
@@ -211,17 +209,6 @@ def check_copy(path: Path, frame_count: int, fps: int) -> None:
         )
 
 
-def remove_unfinished(folders: Iterable[Path]) -> None:
-    """Remove what runs that were killed left in `folders`, which need not exist."""
-    oldest = time.time() - UNFINISHED_AGE
-    for folder in folders:
-        for file in folder.glob(f".*{UNFINISHED_SUFFIX}"):
-            # Runs that start together find the same files: one of them is quicker.
-            with contextlib.suppress(FileNotFoundError):
-                if file.stat().st_mtime < oldest:
-                    file.unlink()
-
-
 def compress_all(jobs: list[tuple[Path, Path]], fps: int, size: int, processes: int) -> dict[str, list]:
     """By outcome (`OUTCOMES`), the originals with the reasons of failures, sorted."""
     outcomes: dict[str, list[tuple[Path, str]]] = {outcome: [] for outcome in OUTCOMES}
@@ -263,7 +250,8 @@ def main(argv: list[str] | None = None) -> None:
             raise ValueError(f"--size {args.size} must be even, as H.264 needs it, and at least 2")
         jobs = find_jobs(args.input_root, args.output_root)
         args.output_root.mkdir(parents=True, exist_ok=True)
-        remove_unfinished({target.parent for _, target in jobs})
+        for folder in {target.parent for _, target in jobs}:
+            remove_abandoned(folder, f".*{UNFINISHED_SUFFIX}")
         outcomes = compress_all(jobs, args.fps, args.size, args.num_workers)
         write_failures(args.output_root / FAILURES_FILE, outcomes["failed"])
     except (OSError, ValueError) as error:
