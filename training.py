@@ -231,7 +231,7 @@ class StepGroup:
             videos = [name for number in range(first, index + 1) for name in loader.videos_of_batch(number)]
             try:
                 path = save_batches(args.output_dir, index + 1, process.rank, self.batches, videos, losses)
-            except (OSError, RuntimeError) as error:  # torch's writer reports a full disk so
+            except OSError as error:
                 path = f"no file ({error})"
             message += f"; its batches are in {path}, of the videos {', '.join(videos)}"
         return message

@@ -5,7 +5,6 @@ Epochs in file names and in the optimizer file count from 0.
 
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,8 +12,8 @@ import torch
 from torch import nn
 
 from modules.distributed import broadcast_weights, get_rank
+from modules.file_utils import naming_the_file, sync
 from modules.module_clip import count_blocks
-from modules.resume import sync
 from modules.tensor_files import load_tensors
 
 
@@ -73,15 +72,14 @@ def write_whole(content, path: Path) -> None:
     Raises OSError naming the file where it cannot be written, and leaves nothing of it.
     """
     temporary = path.with_name(path.name + ".partial")
-    try:
-        torch.save(content, temporary)
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
-    except (OSError, RuntimeError) as error:  # the latter is how torch's writer reports a full disk
-        free = shutil.disk_usage(path.parent).free
-        temporary.unlink(missing_ok=True)
-        raise OSError(f"{path} cannot be written, {free / 1e6:.0f} MB free: {error}") from error
+    with naming_the_file(path):
+        try:
+            torch.save(content, temporary)
+            sync(temporary)
+            os.replace(temporary, path)
+            sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def load_optimizer(

@@ -1,4 +1,7 @@
-"""cached_path: a local path, or a file fetched from https:// or s3:// into the cache, as a local path."""
+"""cached_path: a local path, or a file fetched from https:// or s3:// into the cache, as a local path.
+
+Also what writing and checking whole files takes elsewhere: `sync`, `naming_the_file`, `file_digest`.
+"""
 
 import base64
 import errno
@@ -106,7 +109,7 @@ def cached_path(
     if not separator:
         if not os.path.exists(location):
             raise FileNotFoundError(f"no such file: {location}")
-        if sha256 and _file_digest("sha256", Path(location)) != sha256.lower():
+        if sha256 and file_digest("sha256", Path(location)) != sha256.lower():
             raise ValueError(f"{location} has not the sha256 {sha256}: the file is damaged or another one")
         return location
     if not location.isprintable():
@@ -210,7 +213,7 @@ def _write_all(file, chunk: bytes, failure: str) -> None:
 def _verify(remote: _RemoteFile, partial: _PartialFile, sha256: str) -> None:
     """_StartAgain where the file has another hash than it should."""
     for name, expected in filter(None, (("sha256", sha256) if sha256 else None, remote.digest)):
-        found = _file_digest(name, partial.path)
+        found = file_digest(name, partial.path)
         if found != expected:
             raise _StartAgain(f"the {name} of what came is {found}, not {expected}")
 
@@ -218,17 +221,13 @@ def _verify(remote: _RemoteFile, partial: _PartialFile, sha256: str) -> None:
 def _publish(partial: Path, target: Path) -> None:
     """Gives the file its final name, for good: after a power cut it is there with all of its bytes, or not at all."""
     os.replace(partial, target)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync(target.parent)
 
 
 def _is_whole(path: Path, length: int | None, sha256: str) -> bool:
     if not path.is_file() or (length is not None and path.stat().st_size != length):
         return False
-    return not sha256 or _file_digest("sha256", path) == sha256
+    return not sha256 or file_digest("sha256", path) == sha256
 
 
 @contextmanager
@@ -391,10 +390,30 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
-def _file_digest(name: str, path: Path) -> str:
+def file_digest(name: str, path: Path) -> str:
+    """Hexadecimal hash of a file's content, by a name that `hashlib` knows."""
     # The hashes guard against damage, not forgery: MD5 is allowed, where a FIPS machine would refuse it otherwise.
     digest = hashlib.new(name, usedforsecurity=False)
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def naming_the_file(path: Path) -> Iterator[None]:
+    """Where the block cannot write `path`: OSError with its name and the room that is left there."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # the latter is how torch's writer reports a full disk
+        free = shutil.disk_usage(path.parent).free
+        raise OSError(f"{path} cannot be written, {free / 1e6:.0f} MB free: {error}") from error

@@ -9,7 +9,6 @@ A point is written under a temporary name by a thread of its own, while the trai
 is on the disk. One that is damaged is found by its manifest, and the one before it is taken.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from modules.file_utils import file_digest, naming_the_file, sync
 from modules.tensor_files import load_tensors
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,6 @@ FOLDER = "resume"
 MANIFEST = "manifest.json"
 FILES = ("model.bin", "optimizer.bin", "run.bin")
 TEMPORARY_PREFIX = ".incomplete-"
-CHUNK_BYTES = 1 << 22
 POINTS_KEPT = 2  # the newest, and one to fall back on
 
 
@@ -103,7 +102,8 @@ class ResumePoints:
             temporary.mkdir()
             manifest = {}
             for name, content in contents.items():
-                torch.save(content, temporary / name)
+                with naming_the_file(temporary / name):
+                    torch.save(content, temporary / name)
                 manifest[name] = about_file(temporary / name)
             (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
             for name in (*contents, MANIFEST):
@@ -112,9 +112,6 @@ class ResumePoints:
                 shutil.rmtree(target)
             os.replace(temporary, target)
             sync(self.folder)
-        except RuntimeError as error:  # torch's writer reports a full disk so
-            free = shutil.disk_usage(self.folder).free
-            raise OSError(f"{temporary}, {free / 1e6:.0f} MB free: {error}") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         self._remove_old(target)
@@ -142,21 +139,7 @@ def read_point(point: Path) -> dict[str, dict]:
 
 def about_file(path: Path) -> dict:
     """Size and sha256 of a file."""
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-            size += len(chunk)
-    return {"bytes": size, "sha256": digest.hexdigest()}
-
-
-def sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return {"bytes": path.stat().st_size, "sha256": file_digest("sha256", path)}
 
 
 def on_host(content):

@@ -1,6 +1,5 @@
 """What a process of `scripts.check_data` does with one file; apart from the script, whose imports take seconds."""
 
-import hashlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import av
 
 from dataloaders.video_decoding import VideoReader, VideoReadError
+from modules.file_utils import file_digest
 from scripts.data_report import FileFacts, Span
 
 LOSS_TOLERANCE = 1.0  # seconds, the unit in which frames are sampled
@@ -73,11 +73,7 @@ def promised_end(video: VideoReader, start: float) -> float:
 
 def hash_file(path: Path) -> str | None:
     """SHA-256 of the content; None where it cannot be read."""
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+        return file_digest("sha256", path)
     except OSError:
         return None
-    return digest.hexdigest()
