@@ -8,6 +8,7 @@ import torch
 import util
 from evaluation import Evaluator
 from modules.distributed import all_gather_objects, broadcast_object, broadcast_weights
+from modules.file_utils import naming_the_file
 from modules.optimization import BertAdam
 from modules.resume import FOLDER, ResumePoints
 from results import decisive_flags
@@ -37,6 +38,7 @@ class RunState:
         self.epoch = self.batches_done = self.global_step = 0
         self.total_loss = 0.0
         self.random: dict | None = None
+        self.saved_step: int | None = None
         self.stop = util.StopRequest()
         self.points = ResumePoints(args.output_dir) if process.is_main else None
 
@@ -68,8 +70,12 @@ class RunState:
     def save(self, wait: bool = False, random: dict | None = None) -> bool:
         """Write a resume point; every rank must call this. With `wait`, False where it could not be written.
 
-        No rank leaves before the point is there: a launcher ends the others as soon as one does.
+        No rank leaves before the point is there: a launcher ends the others as soon as one does. Without `wait` a point
+        that this step has already is not written again.
         """
+        if not wait and self.saved_step == self.global_step:
+            return True
+        self.saved_step = self.global_step
         ranks = all_gather_objects(
             {
                 "random": random or util.random_state(self.process.device),
@@ -158,9 +164,8 @@ def save_batches(folder, batch: int, rank: int, batches: list, videos: list[str]
     """Write the batches of a step whose loss or gradient is not finite, for inspection by `torch.load`."""
     path = Path(folder) / f"nonfinite_batch{batch}_rank{rank}.pt"
     names = ("input_ids", "input_mask", "segment_ids", "video", "video_mask")
+    named = [dict(zip(names, batch, strict=True)) for batch in batches]
     path.parent.mkdir(parents=True, exist_ok=True)  # other machines have no --output_dir yet
-    torch.save(
-        {"batches": [dict(zip(names, batch, strict=True)) for batch in batches], "videos": videos, "losses": losses},
-        path,
-    )
+    with naming_the_file(path):
+        torch.save({"batches": named, "videos": videos, "losses": losses}, path)
     return path

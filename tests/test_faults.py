@@ -93,7 +93,7 @@ MOMENTS = {
     "before a point's rename": {"target": "os.replace", "match": "step-", "call": 3},
     "after a point's rename": {"target": "os.replace", "match": "step-", "call": 3, "when": "after"},
     "an older point removed": {"target": "os.unlink", "match": "model.bin", "call": 1, "when": "after"},
-    "the last point of an epoch": {"target": "os.replace", "match": "step-00000004", "call": 2},
+    "the last point of an epoch": {"target": "os.replace", "match": "step-00000004", "call": 1},
     "weights written": {"target": "os.replace", "match": "pytorch_model.bin"},
     "weights renamed": {"target": "os.replace", "match": "pytorch_model.bin", "call": 2, "when": "after"},
     "optimizer written": {"target": "os.replace", "match": "pytorch_opt.bin"},
