@@ -16,7 +16,8 @@ environment() {
     wanted=$(cat requirements*.txt)
     if [ "$wanted" != "$(cat "$stamp" 2>/dev/null)" ]; then
         echo "installing $1 into $VENV (PyTorch brings about 5 GB; a few minutes)"
-        "$PYTHON" -m pip install --quiet --disable-pip-version-check --requirement "$1"
+        # without pip's cache, which would keep another 3 GB
+        "$PYTHON" -m pip install --no-cache-dir --quiet --disable-pip-version-check --requirement "$1"
         echo "$wanted" > "$stamp"
     fi
 }
