@@ -19,7 +19,8 @@ from modules.distributed import all_gather_objects
 from modules.modeling import CLIP4Clip
 from modules.retrieval import SIMILARITY_DTYPES, similarity_of_split
 from post_processing import ASSUMPTIONS, dual_softmax, querybank_normalize
-from results import Ranking, RunRecord
+from results import DIRECTIONS, NUMBERS, Ranking, RunRecord
+from run_log import RunLog
 
 logger = logging.getLogger(__name__)
 
@@ -85,15 +86,23 @@ class Evaluator:
         self.picking_split = "holdout" if args.holdout else "test"
         holdout = self.loaders["holdout"].dataset.annotations if args.holdout else None
         self.record = RunRecord(args, process.world_size, holdout) if process.is_main else None
+        self.run_log = RunLog(args.output_dir) if process.is_main else None
 
-    def evaluate(self, split: str, epoch: int | None, checkpoint) -> None:
-        """Evaluate the model as it is, which is that of `epoch` and `checkpoint` (None where there is none)."""
+    def evaluate(self, split: str, epoch: int | None, checkpoint, step: int | None = None) -> None:
+        """Evaluate the model as it is, which is that of `epoch` and `checkpoint` (None where there is none).
+
+        In a training, `step` is the number of optimizer steps so far.
+        """
         loader = self.loaders[split]
         eval_epoch(self.args, self.model, loader, self.process, self.record, self.bank, split, epoch, checkpoint)
+        if self.process.is_main:
+            entry = self.record.history[-1]
+            summaries = {key: {name: entry[key][name] for name in NUMBERS} for key in DIRECTIONS.values()}
+            self.run_log.add("evaluation", epoch, step, split=split, **summaries)
 
-    def after_epoch(self, epoch: int, checkpoint) -> None:
+    def after_epoch(self, epoch: int, checkpoint, step: int | None = None) -> None:
         """Evaluate on the split that picks the epoch, and say which is the best so far."""
-        self.evaluate(self.picking_split, epoch, checkpoint)
+        self.evaluate(self.picking_split, epoch, checkpoint, step)
         if self.process.is_main:
             best = self.record.best()
             picked_on = "the test split, the published protocol"
@@ -145,7 +154,8 @@ def eval_epoch(
         args: the flags; `post_process` and its settings are read.
         test_loader: the loader of the split's pairs, `bank` that of QB-Norm's training captions.
         process: the `util.Process`; every process must call this.
-        record: writes `metrics.json` and `ranks.csv`, with `split`, `epoch` and `checkpoint`; None writes no file.
+        record: writes `metrics.json`, with `split`, `epoch` and `checkpoint`, `ranks.csv` and `gallery.csv`; None
+            writes no file.
 
     Raises ValueError where a similarity is NaN.
     """
@@ -187,6 +197,7 @@ def eval_epoch(
             log_ranking(ranking, method["method"])
     if record is not None:
         record.list_bad_videos(test_loader.dataset, bad_videos, epoch)
+        record.list_gallery(test_loader.dataset)
         record.add(
             raw, processed, method, split, epoch, checkpoint, time.perf_counter() - started, len(bad_videos.by_item)
         )

@@ -28,6 +28,7 @@ from modules.initialization import convert_clip_to_float16, freeze_clip_layers, 
 from modules.modeling import CLIP4Clip
 from modules.module_clip import set_grad_checkpointing
 from modules.tokenization_clip import SimpleTokenizer
+from results import write_flags
 from run_state import check_output_dir
 from training import train
 from training import train_epoch as train_epoch  # and this
@@ -72,6 +73,8 @@ def run(args: argparse.Namespace, process: util.Process) -> None:
     model = init_model(args, process, tokenizer.vocab_size)
     evaluator = Evaluator(args, model, tokenizer, process)
     if not args.do_train:
+        if process.is_main:
+            write_flags(args)
         evaluator.evaluate("test", checkpoint_epoch(args.init_model), args.init_model)
         return
     train_loader, train_length, sampler = DATALOADER_DICT[args.datatype]["train"](

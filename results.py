@@ -1,6 +1,7 @@
-"""`metrics.json` and `ranks.csv`: what every evaluation leaves in `--output_dir`, written and read.
+"""`metrics.json`, `ranks.csv` and `gallery.csv`: what every evaluation leaves in `--output_dir`, written and read.
 
-Both are replaced by the next evaluation of the run; the list `history` in `metrics.json` keeps the numbers of all.
+All are replaced by the next evaluation of the run; the list `history` in `metrics.json` keeps the numbers of all.
+`flags.json` has the flags of the run that was last started.
 """
 
 import csv
@@ -27,6 +28,8 @@ METRICS_FILE = "metrics.json"
 RANKS_FILE = "ranks.csv"
 HOLDOUT_FILE = "holdout.txt"
 BAD_VIDEOS_FILE = "bad_videos.csv"
+GALLERY_FILE = "gallery.csv"
+FLAGS_FILE = "flags.json"
 REPOSITORY = Path(__file__).parent
 
 FLAGS_THAT_DECIDE_NO_NUMBER = (
@@ -154,6 +157,11 @@ class RunRecord:
         else:
             (self.folder / BAD_VIDEOS_FILE).unlink(missing_ok=True)
 
+    def list_gallery(self, dataset) -> None:
+        """Write `gallery.csv`: where the frames are of a `RetrievalDataset`'s items, which `ranks.csv` names alike."""
+        rows = [[name, os.path.abspath(str(path)), *span] for name, path, *span in dataset.item_files()]
+        write_csv(self.folder / GALLERY_FILE, [["video", "path", "start", "end"], *rows])
+
     def add(
         self, raw: list[Ranking], processed: list[Ranking], post_process: dict | None,
         split: str, epoch: int | None, checkpoint, seconds: float, bad_videos: int = 0,
@@ -262,6 +270,12 @@ def decisive_flags(args, processes: int) -> dict:
     if args.do_train:
         flags["processes"] = processes
     return flags
+
+
+def write_flags(args) -> None:
+    """Write `flags.json`: the flags in force, but for those that nothing reads and this process's number."""
+    flags = {name: value for name, value in vars(args).items() if name not in ("unread_flags", "local_rank")}
+    write_whole(Path(args.output_dir) / FLAGS_FILE, json.dumps(flags, sort_keys=True, indent=1) + "\n")
 
 
 def configuration_hash(args, processes: int, without: tuple[str, ...] = ()) -> str:

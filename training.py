@@ -6,6 +6,7 @@ import resource
 import sys
 import time
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -19,6 +20,8 @@ from modules.grad_cache import grad_cache_backward
 from modules.modeling import CLIP4Clip
 from modules.module_clip import cut_padding
 from modules.optimization import BertAdam, prepare_optimizer_groups
+from results import write_flags
+from run_log import RunLog
 from run_state import RunState, save_batches
 
 logger = logging.getLogger(__name__)
@@ -49,6 +52,10 @@ def train(args, model: CLIP4Clip, train_loader, sampler, evaluator: Evaluator, p
         evaluator.resume(state.epoch)
         if state.epoch >= args.epochs:
             raise ValueError(f"--resume_model has {state.epoch} epochs behind it and --epochs is {args.epochs}")
+    if process.is_main:  # what a run that is refused has left of another must stay
+        write_flags(args)
+        earlier_run = Path(args.resume_model).parent if args.resume_model else args.output_dir
+        evaluator.run_log.begin(state.epoch, state.global_step, earlier_run)
     step_model = over_ranks(args, model, process)
     state.stop.listen()
     try:
@@ -59,13 +66,15 @@ def train(args, model: CLIP4Clip, train_loader, sampler, evaluator: Evaluator, p
                 epoch, args, step_model, train_loader, process, optimizer, state.global_step, scaler, state
             )
             logger.info("Epoch %d/%s Finished, Train Loss: %f", epoch + 1, args.epochs, loss)
+            if process.is_main:
+                evaluator.run_log.add("epoch", epoch, state.global_step, loss=loss)
             state.save()
             evaluator.report_bad_videos(train_loader, epoch)
             output_file = model_path(args.output_dir, epoch)
             if process.is_main:
                 save_checkpoint(args.output_dir, epoch, model, optimizer, loss, scaler)
                 logger.info("Model saved to %s", output_file)
-            evaluator.after_epoch(epoch, output_file)
+            evaluator.after_epoch(epoch, output_file, state.global_step)
             if process.is_main:
                 keep_last_checkpoints(args.output_dir, args.keep_last, epoch, evaluator.record.best()["epoch"])
             state.next_epoch()
@@ -113,7 +122,8 @@ def train_epoch(
     accumulate, batches = args.gradient_accumulation_steps, len(train_loader)
     first = 0 if state is None else state.batches_done
     total_loss = 0.0 if state is None else state.total_loss
-    progress, group, bad_steps = Progress(epoch, args, train_loader, process), StepGroup(), 0
+    progress = Progress(epoch, args, train_loader, process, None if state is None else state.evaluator.run_log)
+    group, bad_steps = StepGroup(), 0
     bar = tqdm(
         train_loader, desc=f"epoch {epoch + 1}/{args.epochs}", total=batches, initial=first,
         disable=None if process.is_main else True,
@@ -157,7 +167,7 @@ def train_epoch(
         group = StepGroup()
         global_step += 1
         if global_step % args.n_display == 0:
-            progress.log(index, losses[-1], optimizer.get_lr(), clip.logit_scale.exp().item(), norm)
+            progress.log(index, global_step, losses[-1], optimizer.get_lr(), clip.logit_scale.exp().item(), norm)
         if state is not None:
             state.after_step(index + 1, total_loss, is_stopping)
     # of heads with negatives of their own, and of the exact gather, each rank has another share
@@ -240,8 +250,8 @@ class StepGroup:
 class Progress:
     """Work since the last log line, in this epoch: optimizer steps, and clips of this process."""
 
-    def __init__(self, epoch: int, args, loader, process: util.Process):
-        self.epoch, self.args, self.loader, self.process = epoch, args, loader, process
+    def __init__(self, epoch: int, args, loader, process: util.Process, run_log: RunLog | None = None):
+        self.epoch, self.args, self.loader, self.process, self.run_log = epoch, args, loader, process, run_log
         self._restart()
 
     def _restart(self) -> None:
@@ -256,22 +266,32 @@ class Progress:
         self.steps += 1
         self.clips += clips
 
-    def log(self, index: int, loss: float, rates: list[float], logit_scale: float, gradient_norm: float) -> None:
-        """CLIP4Clip's line, and behind it what tells whether the run is healthy and where its time goes."""
-        seconds = time.perf_counter() - self.started
-        waited = self._seconds_waited() - self.waited_before
-        batches = len(self.loader)
+    def log(
+        self, index: int, global_step: int, loss: float, rates: list[float], logit_scale: float, gradient_norm: float
+    ) -> None:
+        """CLIP4Clip's line, and behind it what tells whether the run is healthy and where its time goes.
+
+        The same numbers go to the run's `RunLog`.
+        """
+        total = time.perf_counter() - self.started
+        seconds, waited = total / self.steps, (self._seconds_waited() - self.waited_before) / self.steps
+        clips_per_second = self.clips * self.process.world_size / total
+        rates, memory, batches = sorted(set(rates)), peak_memory(self.process.device), len(self.loader)
         batches_left = (self.args.epochs - self.epoch) * batches - index - 1
-        seconds_left = batches_left / self.args.gradient_accumulation_steps * seconds / self.steps
+        seconds_left = batches_left / self.args.gradient_accumulation_steps * seconds
         logger.info(
             "Epoch: %d/%s, Step: %d/%d, Lr: %s, Loss: %f, Time/step: %f (data %f, compute %f), Clips/s: %.1f, "
             "Logit scale: %.2f, Gradient norm: %.3f, Peak memory: %.2f GB, Eta: %s",
-            self.epoch + 1, self.args.epochs, index + 1, batches,
-            "-".join(f"{rate:.9f}" for rate in sorted(set(rates))), loss,
-            seconds / self.steps, waited / self.steps, (seconds - waited) / self.steps,
-            self.clips * self.process.world_size / seconds, logit_scale, gradient_norm,
-            peak_memory(self.process.device) / 1e9, timedelta(seconds=round(seconds_left)),
+            self.epoch + 1, self.args.epochs, index + 1, batches, "-".join(f"{rate:.9f}" for rate in rates), loss,
+            seconds, waited, seconds - waited, clips_per_second, logit_scale, gradient_norm, memory / 1e9,
+            timedelta(seconds=round(seconds_left)),
         )  # fmt: skip
+        if self.run_log is not None:
+            self.run_log.add(
+                "step", self.epoch, global_step, loss=loss, learning_rates=rates, logit_scale=logit_scale,
+                gradient_norm=gradient_norm, seconds_per_step=seconds, data_seconds_per_step=waited,
+                clips_per_second=clips_per_second, peak_memory_bytes=memory,
+            )  # fmt: skip
         self._restart()
 
 

@@ -96,14 +96,31 @@ class RawVideoExtractor:
             ValueError: an argument is out of its range.
             VideoReadError: the file is missing or damaged, or has no frame in the time span.
         """
-        _check_choice("slice_framepos", slice_framepos, SLICE_FRAMEPOS)
         _check_choice("frame_order", frame_order, FRAME_ORDERS)
-        if max_frames < 1:
-            raise ValueError(f"max_frames must be at least 1, got {max_frames}")
-        frames = self._read(path, max_frames, slice_framepos, *whole_seconds(start_time, end_time))
+        frames, _ = self.read_frames_with_times(path, max_frames, slice_framepos, start_time, end_time)
         return order_frames(frames, frame_order, random_generator)
 
-    def _read(self, path, max_frames: int, slice_framepos: int, start: int, end: int | None) -> np.ndarray:
+    def read_frames_with_times(
+        self,
+        path,
+        max_frames: int,
+        slice_framepos: int = 2,
+        start_time: float | None = None,
+        end_time: float | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The frames of `read_frames` as filmed, and when each is shown: float64 `(L,)`, seconds since the first frame.
+
+        A frame's second is its number divided by the header's frame rate, which is not cut to an integer here.
+        Arguments and errors are those of `read_frames`.
+        """
+        _check_choice("slice_framepos", slice_framepos, SLICE_FRAMEPOS)
+        if max_frames < 1:
+            raise ValueError(f"max_frames must be at least 1, got {max_frames}")
+        return self._read(path, max_frames, slice_framepos, *whole_seconds(start_time, end_time))
+
+    def _read(
+        self, path, max_frames: int, slice_framepos: int, start: int, end: int | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         with VideoReader(path) as video:
             fps = max(1, int(video.header.fps))
             rate = min(self.framerate, fps)
@@ -127,7 +144,7 @@ class RawVideoExtractor:
         if not frames:
             reason = f"no frame at or after second {start}: it ends after {frame_count} frames at {fps} per second"
             raise VideoReadError(video.path, reason)
-        return np.stack(frames)
+        return np.stack(frames), np.array(choose(frame_count)) / video.header.fps
 
     def _read_in_order(
         self, video: VideoReader, grid: SampleGrid, choose: Callable[[int], list[int]]

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,6 +16,19 @@ START_TOKEN = "<|startoftext|>"
 END_TOKEN = "<|endoftext|>"
 
 MAX_REPLACEMENTS = 100  # more bad videos in a row than chance gives where a run may go on at all
+
+
+def with_special_tokens(words: list[str], max_words: int) -> list[str]:
+    """A text as the model reads it: start token, as many of its tokens as `max_words` leaves room for, end token."""
+    return [START_TOKEN, *words[: max_words - 2], END_TOKEN]
+
+
+def padded_ids(tokenizer, tokens: list[str], max_words: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and mask, int64 `(1, max_words)` each, of at most `max_words` tokens."""
+    input_ids, input_mask = np.zeros((2, 1, max_words), dtype=np.int64)
+    input_ids[0, : len(tokens)] = tokenizer.convert_tokens_to_ids(tokens)
+    input_mask[0, : len(tokens)] = 1
+    return input_ids, input_mask
 
 
 class RetrievalDataset(Dataset):
@@ -114,6 +128,16 @@ class RetrievalDataset(Dataset):
             for video_id, start, end in self._spans
         ]
 
+    def item_files(self) -> list[tuple[str, str | Path, float | None, float | None]]:
+        """Name, video file, start and end of every item, in the order of `video_ids`.
+
+        Start and end are in seconds, and None where captions give no time span.
+        """
+        return [
+            (name, self.annotations.video_paths[video_id], start, end)
+            for name, (video_id, start, end) in zip(self.item_names(), self._spans, strict=True)
+        ]
+
     def captions_only(self) -> Dataset:
         """Every caption once, `(input_ids, input_mask, segment_ids)` as in a pair."""
         return _View(len(self.video_index), self._read_caption)
@@ -162,11 +186,8 @@ class RetrievalDataset(Dataset):
 
     def _read_caption(self, caption_number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         words = self.tokenizer.tokenize(self.annotations.captions[caption_number].text)
-        tokens = [START_TOKEN, *words[: self.max_words - 2], END_TOKEN]
-        input_ids, input_mask, segment_ids = np.zeros((3, 1, self.max_words), dtype=np.int64)
-        input_ids[0, : len(tokens)] = self.tokenizer.convert_tokens_to_ids(tokens)
-        input_mask[0, : len(tokens)] = 1
-        return input_ids, input_mask, segment_ids
+        input_ids, input_mask = padded_ids(self.tokenizer, with_special_tokens(words, self.max_words), self.max_words)
+        return input_ids, input_mask, np.zeros_like(input_ids)
 
     def _read_video(self, row: int, generator: np.random.Generator | None = None) -> tuple[np.ndarray, np.ndarray]:
         video_id, start, end = self._spans[row]

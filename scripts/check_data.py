@@ -18,10 +18,10 @@ from dataloaders.annotations import Annotations, CaptionsOnly, MissingVideosErro
 from dataloaders.data_dataloaders import DATALOADER_DICT, READERS
 from dataloaders.frame_cache import FrameCache
 from dataloaders.rawvideo_util import RawVideoExtractor
+from dataloaders.worker_pool import ProcessDied, available_cores, run_tasks
 from modules.tokenization_clip import SimpleTokenizer
 from scripts.data_files import hash_file, read_file
 from scripts.data_report import FileFacts, Report, Span, Split, evaluation_failure, write_problems
-from scripts.worker_pool import ProcessDied, available_cores, run_tasks
 
 PRELOAD = ("arguments", "modules.tokenization_clip")  # what takes the time of importing this file
 PROBLEMS_FILE = "data_problems.csv"

@@ -26,8 +26,8 @@ from dataloaders.annotations import VIDEO_EXTENSIONS, first_names, require_path,
 from dataloaders.frame_cache import remove_abandoned
 from dataloaders.rawvideo_util import RawVideoExtractor, VideoReadError
 from dataloaders.video_decoding import VideoReader
+from dataloaders.worker_pool import ProcessDied, available_cores, run_tasks
 from scripts.data_files import LOSS_TOLERANCE, promised_end
-from scripts.worker_pool import ProcessDied, available_cores, run_tasks
 
 FAILURES_FILE = "compress_failures.csv"
 OUTCOMES = ("compressed", "kept", "failed")

@@ -18,23 +18,31 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGES = sorted(file.parent.name for file in REPOSITORY.glob("*/__init__.py") if file.parent.name != "tests")
 
 EVERYTHING = {
-    "arguments", "util", "metrics", "post_processing", "results", "evaluation", "run_state", "training",
+    "arguments", "util", "metrics", "post_processing", "results", "run_log", "evaluation", "run_state", "training",
     "dataloaders", "modules", "scripts",
 }  # fmt: skip
 # module or package -> what it may import of the project; the longest name that fits a file decides
 ALLOWED_IMPORTS = {
     "main_task_retrieval": EVERYTHING - {"scripts"},
     "scripts": EVERYTHING,
+    "scripts.embed": {"dataloaders", "modules.file_utils", "video_search"},
+    "scripts.index": {"dataloaders.worker_pool", "video_search"},
+    "scripts.search": {"dataloaders.rawvideo_util", "video_search"},
+    "scripts.serve": {"video_search"},
+    "scripts.show_wti": EVERYTHING | {"main_task_retrieval"},  # whose model it loads
     "scripts.soak": {"main_task_retrieval", "util", "modules", "scripts"},  # which starts whole runs
     "benchmarks": EVERYTHING | {"benchmarks"},
+    "benchmarks.qdrant": {"benchmarks", "video_search"},
+    "benchmarks.search": {"benchmarks", "video_search"},
     "util": set(),
     "metrics": set(),
     "post_processing": set(),
     "results": {"metrics", "post_processing"},
     "arguments": {"util", "post_processing", "dataloaders", "modules"},
     "evaluation": EVERYTHING - {"scripts", "evaluation", "training", "arguments"},
+    "run_log": {"results"},
     "run_state": {"util", "evaluation", "results", "modules"},
-    "training": {"util", "evaluation", "run_state", "dataloaders", "modules"},
+    "training": {"util", "evaluation", "results", "run_log", "run_state", "dataloaders", "modules"},
     "dataloaders": {"dataloaders"},
     "dataloaders.annotation_files": {"dataloaders.annotations"},
     "dataloaders.annotations": set(),
@@ -46,12 +54,46 @@ ALLOWED_IMPORTS = {
     "modules.losses": {"modules.token_interaction"},
     "modules.optimization": set(),
     "modules.token_interaction": set(),
+    "video_search": {"video_search.search"},
+    "video_search.clips": {"dataloaders.rawvideo_util"},
+    "video_search.encoder": {"dataloaders", "modules", "video_search.encoder_flags", "video_search.vectors"},
+    "video_search.encoder_flags": {"modules"},
+    "video_search.hits": {
+        "modules.configuration",
+        "modules.explanation",
+        "modules.token_interaction",
+        "video_search.scoring",
+        "video_search.vectors",
+    },
+    "video_search.indexing": {"dataloaders.annotations", "video_search.encoder", "video_search.vectors"},
+    "video_search.local_store": {
+        "modules.file_utils",
+        "video_search.indexing",
+        "video_search.scoring",
+        "video_search.vectors",
+    },
+    "video_search.qdrant_store": {"modules.configuration", "video_search.indexing", "video_search.vectors"},
+    "video_search.scoring": {"modules.configuration", "video_search.vectors"},
+    "video_search.search": {
+        "modules.configuration",
+        "video_search.encoder",
+        "video_search.hits",
+        "video_search.indexing",
+        "video_search.local_store",
+        "video_search.scoring",
+        "video_search.vectors",
+    },
+    "video_search.stores": {"video_search.indexing", "video_search.local_store", "video_search.qdrant_store"},
+    "video_search.vectors": set(),
+    "video_search.web": {"dataloaders.rawvideo_util", "video_search.clips"},
 }
 
 # what may be called while a file is imported: these build a value and touch nothing else
 PURE_CALLS = {
     "logging.getLogger", "math.log", "re.compile", "Path", "partial", "frozenset", "tuple",
     "dataclass", "field", "contextmanager", "property", "staticmethod", "classmethod", "record", "torch.no_grad",
+    "Field", "Query",  # what video_search.web says of a parameter's range
+    "Flag",  # a row of video_search.encoder_flags
     "polygon", "star_polygon", "cross_polygon", "_loaders",
 }  # fmt: skip
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from scripts.worker_pool import ProcessDied, available_cores, run_tasks
+from dataloaders.worker_pool import ProcessDied, available_cores, run_tasks
 
 
 def double_or_die(task: int) -> int:

@@ -4,7 +4,7 @@ All arrays are numpy's. N videos of M frames in all, T query vectors, joint widt
 
     token heads (ti, wti)       unit vectors of valid words and frames, with the head's weights
     pooled heads (meanP, ...)   one unit sentence vector; unit vectors of frames, weights all alike
-    tight heads (tightTransf, xti)  one sentence vector and the frames as the cross encoder takes them, weights all alike
+    tight heads (tightTransf, xti)  one sentence vector, and frames as the cross encoder takes them; weights all alike
 """
 
 from dataclasses import dataclass

@@ -1,0 +1,134 @@
+"""What a token-wise score is made of: which word looks at which frame, and how much each of them adds.
+
+`token_interaction` gives one number for a text of T words and a video of V frames, width D; `explain` takes that number
+apart. Pure functions of tensors; only the heads `ti` and `wti` score words by frames.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from modules.configuration import TOKEN_HEADERS
+from modules.tokenization_clip import END_TOKEN, START_TOKEN
+
+START_WORD, END_WORD = "[start]", "[end]"
+SPECIAL_WORDS = {START_TOKEN: START_WORD, END_TOKEN: END_WORD}
+WORD_END = "</w>"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One score in parts. Where several frames (words) match a word (frame) equally well, the first is its best."""
+
+    cosines: torch.Tensor  # (T,V)
+    text_weights: torch.Tensor  # (T,) sum to 1
+    video_weights: torch.Tensor  # (V,) sum to 1
+    best_frame: torch.Tensor  # (T,) int64, the frame that each word matches best
+    best_word: torch.Tensor  # (V,) int64, the word that each frame matches best
+    word_parts: torch.Tensor  # (T,) what each word adds to the score: half of its weight times its best cosine
+    frame_parts: torch.Tensor  # (V,) what each frame adds to it, in the same way
+
+    @property
+    def score(self) -> float:
+        """The score that `token_interaction` gives: the sum of all parts, in [-1, 1]."""
+        return (self.word_parts.sum() + self.frame_parts.sum()).item()
+
+
+def explain(
+    words: torch.Tensor,
+    text_weights: torch.Tensor,
+    frames: torch.Tensor,
+    video_weights: torch.Tensor,
+    text_floor: float = -math.inf,
+    video_floor: float = -math.inf,
+) -> Explanation:
+    """Take apart the score of one text, unit vectors (T,D) and weights (T,), with one video, (V,D) and (V,).
+
+    All are valid tokens, as `pack_tokens` keeps them. The floors are those of `PackedTokens`: 0 where padding that was
+    left out counts as cosine 0, so that no best match of the other side is below it; -inf where it counts for nothing.
+
+    >>> one_word, frames = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.6, 0.8], [0.0, 1.0]])
+    >>> parts = explain(one_word, torch.ones(1), frames, torch.tensor([0.5, 0.5]))
+    >>> parts.best_frame.tolist(), parts.best_word.tolist()
+    ([0], [0, 0])
+    >>> [round(part, 2) for part in (*parts.word_parts.tolist(), *parts.frame_parts.tolist(), parts.score)]
+    [0.3, 0.15, 0.0, 0.45]
+    """
+    cosines = words @ frames.T
+    highest_of_word, best_frame = cosines.max(dim=1)
+    highest_of_frame, best_word = cosines.max(dim=0)
+    return Explanation(
+        cosines,
+        text_weights,
+        video_weights,
+        best_frame,
+        best_word,
+        text_weights * highest_of_word.clamp(min=video_floor) / 2,
+        video_weights * highest_of_frame.clamp(min=text_floor) / 2,
+    )
+
+
+def by_whole_words(explanation: Explanation, words: Sequence[tuple[str, list[int]]]) -> Explanation:
+    """The same score with one row for each of the `whole_words` of its tokens: T is then their number.
+
+    Weights and parts of a word's tokens are added up. The frame that a word looks at is the one of the token that adds
+    most; its cosines are the best ones of its tokens.
+    """
+    word_of_token = torch.empty_like(explanation.best_frame)
+    for word, (_, places) in enumerate(words):
+        word_of_token[places] = word
+    leading = [places[explanation.word_parts[places].argmax()] for _, places in words]
+
+    def added_up(values: torch.Tensor) -> torch.Tensor:
+        return values.new_zeros(len(words)).index_add(0, word_of_token, values)
+
+    return replace(
+        explanation,
+        cosines=torch.stack([explanation.cosines[places].amax(dim=0) for _, places in words]),
+        text_weights=added_up(explanation.text_weights),
+        best_frame=explanation.best_frame[leading],
+        best_word=word_of_token[explanation.best_word],
+        word_parts=added_up(explanation.word_parts),
+    )
+
+
+def check_explainable(sim_header: str) -> None:
+    """Raise ValueError for a head whose score is not made of words and frames."""
+    if sim_header not in TOKEN_HEADERS:
+        raise ValueError(
+            f"--sim_header {sim_header} compares no words with frames; the heads that do: {', '.join(TOKEN_HEADERS)}"
+        )
+
+
+def whole_words(tokens: Sequence[str]) -> list[tuple[str, list[int]]]:
+    """Words as a person reads them, each with the places of its tokens, in order; every token is in one word.
+
+    `tokens` are those of `SimpleTokenizer`, start and end token included or not; these two become "[start]" and
+    "[end]". A word that the end token cuts off is a word too; half a character reads as U+FFFD.
+
+    >>> whole_words(["<|startoftext|>", "a</w>", "skate", "boarder</w>", "<|endoftext|>"])
+    [('[start]', [0]), ('a', [1]), ('skateboarder', [2, 3]), ('[end]', [4])]
+    """
+    words: list[tuple[str, list[int]]] = []
+    is_word_open = False
+    for place, token in enumerate(tokens):
+        is_special = token in SPECIAL_WORDS
+        if is_special or not is_word_open:
+            words.append((token, [place]))
+        else:
+            text, places = words[-1]
+            words[-1] = (text + token, [*places, place])
+        is_word_open = not is_special and not token.endswith(WORD_END)
+    return [(readable(text), places) for text, places in words]
+
+
+def readable(word: str) -> str:
+    """The text of one word's tokens, which are written in printable stand-ins for the bytes of UTF-8."""
+    if word in SPECIAL_WORDS:
+        return SPECIAL_WORDS[word]
+    from open_clip.tokenizer import bytes_to_unicode  # seconds to import; where tokens are, it is imported already
+
+    byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
+    return bytes(byte_of[character] for character in word.removesuffix(WORD_END)).decode("utf-8", errors="replace")

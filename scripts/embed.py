@@ -1,0 +1,133 @@
+"""Vectors of videos or texts in a file, for other programs.
+
+    python -m scripts.embed --init_model CKPT --videos FOLDER_OR_FILES... --output videos.npz
+    python -m scripts.embed --init_model CKPT --texts FILE_WITH_ONE_PER_LINE --output texts.npz
+
+The arrays of the file, of N videos or texts with M vectors in all, width D; `numpy.load(FILE)` reads them:
+
+    names    (N,)   str      path of the video, or the text
+    pooled   (N,D)  float32  one unit vector each
+    counts   (N,)   int64    vectors of each, at least 1; those of row i lie behind those of the rows before it
+    vectors  (M,D)  float32  frames, or words (heads ti, wti) or sentences; unit vectors, but not those of the heads
+                             tightTransf and xti, whose cross encoder reads their lengths too
+    weights  (M,)   float32  what each vector counts for in a score; they sum to 1 in each row
+    floors   (N,)   float32  least best match in a score: 0 where padding counts as cosine 0, else -inf
+    seconds  (M,)   float32  videos: when each frame is shown
+    tokens   (M,)   str      texts: what each vector stands for
+    settings ()     str      the encoder's flags, as JSON
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from dataloaders.annotations import require_path
+from dataloaders.worker_pool import available_cores
+from modules.file_utils import naming_the_file
+from video_search.encoder import BadFile, Encoder
+from video_search.encoder_flags import add_encoder_flags, given_flags
+from video_search.indexing import find_files
+from video_search.vectors import VideoVectors
+
+
+def list_videos(places: list[str]) -> tuple[list[str], list[BadFile]]:
+    """The files among the places, and all videos below the folders, in order; and those whose names are no text."""
+    files, unwritable = [], []
+    for place in places:
+        if Path(place).is_dir():
+            found, bad = find_files(Path(place))
+            files += [str(Path(place) / path) for path in found]
+            unwritable += bad
+        else:
+            files.append(str(require_path(place, "--videos")))
+    return files, unwritable
+
+
+def embed_videos(encoder: Encoder, files: list[str], processes: int) -> tuple[dict[str, np.ndarray], list[BadFile]]:
+    """The arrays of all videos that can be read, in the order of the files, and those that cannot."""
+    results = dict(encoder.videos(files, processes, progress=True))
+    bad = [results[file] for file in files if isinstance(results[file], BadFile)]
+    names = [file for file in results if not isinstance(results[file], BadFile)]
+    names.sort(key={file: place for place, file in enumerate(files)}.get)
+    if not names:
+        return {}, bad
+    joined = VideoVectors.joined([results[name] for name in names])
+    arrays = {name: getattr(joined, name) for name in ("pooled", "counts", "weights", "floors", "seconds")}
+    return {"names": np.array(names), "vectors": joined.frames, **arrays}, bad
+
+
+def embed_texts(encoder: Encoder, texts: list[str]) -> dict[str, np.ndarray]:
+    """The arrays of all texts."""
+    queries = encoder.texts(texts)
+    return {
+        "names": np.array(texts),
+        "pooled": np.stack([query.pooled for query in queries]),
+        "counts": np.array([len(query.vectors) for query in queries], dtype=np.int64),
+        "vectors": np.concatenate([query.vectors for query in queries]),
+        "weights": np.concatenate([query.weights for query in queries]),
+        "floors": np.array([query.floor for query in queries], dtype=np.float32),
+        "tokens": np.array([name for query in queries for name in query.names]),
+    }
+
+
+def read_texts(path: str) -> list[str]:
+    """The lines of a file. Raises ValueError for a line without words, naming it, and where there is no line."""
+    lines = require_path(path, "--texts").read_text(encoding="utf-8").splitlines()
+    if not lines:
+        raise ValueError(f"--texts {path} is empty")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            raise ValueError(f"--texts {path}: line {number} is empty")
+    return lines
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    wanted = parser.add_mutually_exclusive_group(required=True)
+    wanted.add_argument("--videos", nargs="+", metavar="PATH", help="files, and folders of videos")
+    wanted.add_argument("--texts", metavar="FILE", help="one text per line")
+    parser.add_argument("--output", type=Path, required=True, help="the .npz file to write")
+    parser.add_argument(
+        "--num_workers", type=int, default=available_cores(),
+        help="processes that decode, one per core if not given; 0: in this process",
+    )  # fmt: skip
+    add_encoder_flags(parser)
+    return parser
+
+
+def embed(args: argparse.Namespace) -> None:
+    """Write the file that the flags ask for; ValueError where no video can be read."""
+    if args.num_workers < 0:
+        raise ValueError(f"--num_workers {args.num_workers} must not be negative")
+    if args.output.suffix != ".npz":
+        raise ValueError(f"--output {args.output} must end in .npz")
+    texts = read_texts(args.texts) if args.texts else []
+    files, bad = list_videos(args.videos or [])
+    encoder = Encoder.load(**given_flags(args))
+    if texts:
+        arrays = embed_texts(encoder, texts)
+    else:
+        arrays, unread = embed_videos(encoder, files, args.num_workers)
+        bad += unread
+    for one in bad:
+        print(f"bad: {one.path!a}: {one.reason}", file=sys.stderr)
+    if not arrays:
+        raise ValueError(f"none of {len(bad)} videos could be read")
+    with naming_the_file(args.output):
+        np.savez(args.output, **arrays, settings=np.array(json.dumps(encoder.settings)))
+    print(f"{args.output}: {len(arrays['names'])} rows, {len(arrays['vectors'])} vectors; {len(bad)} bad files")
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    try:
+        embed(args)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"embed: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Makes videos searchable: `python -m scripts.index FOLDER --index DIR [--init_model CKPT]`
+
+Encodes the videos below FOLDER once. Run again, it encodes what is new or has changed, forgets what is gone, and goes
+on where it was interrupted. Files that cannot be read are listed at the end, and in DIR/bad_videos.csv.
+"""
+
+import argparse
+import csv
+from pathlib import Path
+
+from dataloaders.worker_pool import available_cores
+from video_search.encoder import BadFile, Encoder
+from video_search.encoder_flags import add_encoder_flags, given_flags
+from video_search.indexing import Store, Summary, update
+from video_search.local_store import LocalStore
+from video_search.stores import add_store_flags, open_store
+
+BAD_FILES_SHOWN = 20
+
+
+def write_bad_files(path: Path, bad: list[BadFile]) -> None:
+    """A csv with the columns path and reason; names that are no text keep their bytes."""
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        csv.writer(file).writerows([("path", "reason"), *((one.path, one.reason) for one in bad)])
+
+
+def describe(summary: Summary, store: Store) -> str:
+    """One line: what was done, and what the store holds now."""
+    videos = len(store)
+    text = (
+        f"{videos} videos: {summary.added} new, {summary.changed} changed, {summary.removed} removed, "
+        f"{summary.unchanged} unchanged; {len(summary.bad)} bad files; "
+        f"{summary.frames} frames encoded in {summary.seconds:.1f} s"
+    )
+    if isinstance(store, LocalStore) and videos:
+        size = store.size()
+        text += f"; {size / 1e6:.3g} MB, {size / videos:.0f} bytes per video"
+    return text
+
+
+def show_bad_files(bad: list[BadFile]) -> None:
+    """The first of them, each with its reason in a line of its own."""
+    for one in bad[:BAD_FILES_SHOWN]:
+        print(f"bad: {one.path if one.path.isprintable() else ascii(one.path)}: {one.reason}")
+    if len(bad) > BAD_FILES_SHOWN:
+        print(f"... and {len(bad) - BAD_FILES_SHOWN} more bad files")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", metavar="FOLDER", help="videos, in subfolders too")
+    add_store_flags(parser)
+    parser.add_argument(
+        "--num_workers", type=int, default=available_cores(),
+        help="processes that decode, one per core if not given; 0: in this process",
+    )  # fmt: skip
+    parser.add_argument("--moved", action="store_true", help="the videos of the index now lie below FOLDER")
+    parser.add_argument("--retry_bad", action="store_true", help="read bad files again that did not change")
+    add_encoder_flags(parser)
+    return parser
+
+
+def index(args: argparse.Namespace) -> None:
+    """Update the index that the flags name, and say what was done."""
+    if args.num_workers < 0:
+        raise ValueError(f"--num_workers {args.num_workers} must not be negative")
+    store = open_store(args, for_writing=True)
+    try:
+        encoder = Encoder.load(settings=store.settings, **given_flags(args))
+        summary = update(store, args.folder, encoder, args.num_workers, args.moved, args.retry_bad, progress=True)
+        if isinstance(store, LocalStore):
+            write_bad_files(store.index / "bad_videos.csv", summary.bad)
+        show_bad_files(summary.bad)
+        print(describe(summary, store))
+    finally:
+        store.close()
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    try:
+        index(args)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"index: {error}") from error
+    except KeyboardInterrupt as error:
+        raise SystemExit("index: interrupted; the same command goes on from here") from error
+
+
+if __name__ == "__main__":
+    main()

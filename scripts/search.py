@@ -1,0 +1,120 @@
+"""Searches an index of videos: `python -m scripts.search "a red circle moves to the left" --index DIR`
+
+Prints, for each of the best videos, its rank, score and path, the moments that fit best, and how much of the score each
+word of the query makes up; [sentence] is what stands for the sentence as a whole. A word below 0 speaks against the
+video. `--video FILE` searches for videos like one, `--json` prints one JSON document for programs.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from dataloaders.rawvideo_util import VideoReadError
+from video_search.clips import shown
+from video_search.search import Results, VideoSearch
+from video_search.vectors import Word
+
+BEST_SECONDS = 3
+SENTENCE_TOKENS = ("[start]", "[end]")
+
+
+def clock(second: float) -> str:
+    """
+    >>> clock(3), clock(83.9), clock(3600)
+    ('0:03', '1:23', '60:00')
+    """
+    return f"{int(second) // 60}:{int(second) % 60:02d}"
+
+
+def what_mattered(words: tuple[Word, ...]) -> str:
+    """The share of each word in percent of what all words add and take together, in the order of the text.
+
+    >>> what_mattered((Word("[start]", 0.2, 0.1, 0), Word("red", 0.5, 0.3, 1), Word("[end]", 0.3, 0.1, 0)))
+    'red 60 %, [sentence] 40 %'
+    >>> what_mattered((Word("not", 0.5, -0.1, 0), Word("red", 0.5, 0.4, 1)))
+    'not -20 %, red 80 %'
+    """
+    total = sum(abs(word.share) for word in words) or 1.0
+    shares = [(word.text, word.share) for word in words if word.text not in SENTENCE_TOKENS]
+    if len(shares) < len(words):
+        shares.append(("[sentence]", sum(word.share for word in words if word.text in SENTENCE_TOKENS)))
+    return ", ".join(f"{text} {round(100 * share / total)} %" for text, share in shares)
+
+
+def as_text(results: Results) -> str:
+    """What a person reads."""
+    lines = []
+    for rank, hit in enumerate(results.hits, start=1):
+        moments = ", ".join(map(clock, hit.best_seconds(BEST_SECONDS)))
+        lines.append(f"{rank:3}. {hit.score:.3f}  {shown(hit.path)}  at {moments}")
+        if hit.words:
+            lines.append(f"           {what_mattered(hit.words)}")
+    lines.append(f"{results.scanned} videos scored in {results.seconds:.2f} s")
+    return "\n".join(lines)
+
+
+def as_json(results: Results, folder: Path) -> str:
+    """One document with all that is known of the hits; `file` is a hit's path below the folder of the index."""
+    hits = [{**asdict(hit), "file": str(folder / hit.path)} for hit in results.hits]
+    about = {"query": results.asked, "is_video": results.query.is_video, "notice": results.notice}
+    return json.dumps({**about, "seconds": results.seconds, "scanned": results.scanned, "hits": hits}, indent=1)
+
+
+def add_store_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that name an index, and the model that it was made with."""
+    parser.add_argument("--index", default="runs/index", help="folder of the index")
+    parser.add_argument("--store", choices=("local", "qdrant"), default="local", help="where the vectors lie")
+    parser.add_argument("--url", help="of the Qdrant server, or the folder of its embedded mode")
+    parser.add_argument("--collection", default="videos", help="in Qdrant")
+    parser.add_argument("--init_model", help="checkpoint; the index remembers where that which made it lies")
+
+
+def open_search(args: argparse.Namespace) -> VideoSearch:
+    """The search that these flags name; OSError and ValueError where there is none."""
+    if args.store == "local":
+        return VideoSearch.open(args.index, args.init_model)
+    if args.url is None:
+        raise ValueError("--store qdrant needs --url")
+    from video_search.qdrant_store import QdrantStore  # an optional package
+
+    return VideoSearch.open(store=QdrantStore.open(args.url, args.collection), init_model=args.init_model)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("text", nargs="?", help="what the videos should show")
+    asked.add_argument("--video", metavar="FILE", help="a video as the example, instead of a text")
+    parser.add_argument("--top", type=int, default=10, help="number of videos to show")
+    parser.add_argument(
+        "--shortlist", type=int, help="score only so many videos, whose pooled vectors are nearest; default: all"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    add_store_flags(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Search as the command line asks, and print what was found; what the user should know goes to stderr."""
+    args = build_parser().parse_args(argv)
+    try:
+        search = open_search(args)
+        if args.video is None:
+            results = search.text(args.text, args.top, args.shortlist)
+        else:
+            results = search.video(args.video, args.top, args.shortlist)
+    except (OSError, ValueError, VideoReadError) as error:
+        raise SystemExit(f"search: {error}") from error
+    folder = Path(search.store.folder)
+    if not folder.is_dir():
+        moved = f"python -m scripts.index NEW_FOLDER --index {args.index} --moved"
+        print(f"the videos' folder {folder} is gone; where it has moved: {moved}", file=sys.stderr)
+    if results.notice:
+        print(results.notice, file=sys.stderr)
+    print(as_json(results, folder) if args.json else as_text(results))
+
+
+if __name__ == "__main__":
+    main()

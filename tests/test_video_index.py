@@ -1,0 +1,282 @@
+"""Keeping an index up to date: what is read again, and what is refused."""
+
+import json
+import multiprocessing
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scripts import index as index_script
+from tests.search_cases import (
+    FakeEncoder,
+    check_index,
+    counts,
+    files_of,
+    run_update,
+    vectors_of,
+    write_files,
+    write_videos,
+)
+from video_search.encoder import BadFile
+from video_search.indexing import update
+from video_search.local_store import LocalStore
+from video_search.vectors import Query
+
+FORK = multiprocessing.get_context("fork")
+
+
+@pytest.fixture
+def videos(tmp_path) -> Path:
+    return write_videos(tmp_path / "videos")
+
+
+@pytest.fixture
+def encoder() -> FakeEncoder:
+    return FakeEncoder()
+
+
+@pytest.fixture
+def made(tmp_path, videos, encoder) -> Path:
+    run_update(tmp_path / "index", videos, encoder)
+    return tmp_path / "index"
+
+
+# What is read again
+
+
+def test_only_new_and_changed_videos_are_encoded(tmp_path, videos, encoder):
+    index = tmp_path / "index"
+    summary = run_update(index, videos, encoder)
+    assert counts(summary) == (7, 0, 0, 0, 0)
+    assert summary.frames == sum(len(vectors_of(file.read_bytes()).frames) for file in videos.rglob("*.[mM]*"))
+    assert encoder.calls_since() == ["a.mp4", "b.mp4", "c.mp4", "d.mp4", "e.mp4", "f.mp4", "g.MKV"]
+    check_index(index, videos)
+
+    assert counts(run_update(index, videos, encoder)) == (0, 0, 0, 7, 0)
+    assert encoder.calls_since() == []
+
+    (videos / "a.mp4").write_text("another content")
+    (videos / "b.mp4").unlink()
+    (videos / "h.mp4").write_text("new")
+    os.utime(videos / "c.mp4", ns=(1, 1))  # as a copy has it whose content may be another one
+    assert counts(run_update(index, videos, encoder)) == (1, 2, 1, 4, 0)
+    assert encoder.calls_since() == ["a.mp4", "c.mp4", "h.mp4"]
+    check_index(index, videos)
+
+
+def test_bad_files_are_tried_again_when_they_change(tmp_path, videos, encoder):
+    index = tmp_path / "index"
+    (videos / "a.mp4").write_text("bad")
+    summary = run_update(index, videos, encoder)
+    assert counts(summary) == (6, 0, 0, 0, 1)
+    assert summary.bad == [BadFile("a.mp4", "no video")]
+    assert LocalStore.open(index).files()["a.mp4"].reason == "no video"
+    encoder.calls_since()
+    again = run_update(index, videos, encoder)
+    assert (counts(again), encoder.calls_since()) == ((0, 0, 0, 6, 1), [])
+    assert again.bad == summary.bad
+    retried = run_update(index, videos, encoder, retry_bad=True)
+    assert (counts(retried), encoder.calls_since()) == ((0, 0, 0, 6, 1), ["a.mp4"])
+    (videos / "a.mp4").write_text("good now")
+    assert counts(run_update(index, videos, encoder)) == (1, 0, 0, 6, 0)
+    (videos / "a.mp4").write_text("bad again")
+    assert counts(run_update(index, videos, encoder)) == (0, 0, 0, 6, 1)
+    check_index(index, videos)
+    (videos / "a.mp4").unlink()
+    assert counts(run_update(index, videos, encoder)) == (0, 0, 0, 6, 0)
+    assert "a.mp4" not in LocalStore.open(index).files()
+
+
+def test_any_history_leaves_what_is_in_the_folder(tmp_path, encoder):
+    """Random changes over many updates, through dead rows and new generations."""
+    random = np.random.default_rng(0)
+    folder, index = tmp_path / "videos", tmp_path / "index"
+    generations = set()
+    for step in range(40):
+        for name in random.choice(12, size=random.integers(1, 4), replace=False):
+            file = folder / f"{name}.mp4"
+            if random.random() < 0.4 and len(list(folder.glob("*"))) > 1:
+                file.unlink(missing_ok=True)
+            else:
+                write_files(folder, {file.name: f"{'bad' if random.random() < 0.2 else ''} {step} {name}"})
+        run_update(index, folder, encoder)
+        check_index(index, folder)
+        contents = json.loads((index / "index.json").read_text())
+        assert len(contents["videos"]) >= 0.75 * contents["rows"]
+        generations.add(contents["generation"])
+    assert len(generations) > 3
+    arrays = {f"{name}-{max(generations)}.f32" for name in ("frames", "pooled", "tokens")}
+    assert set(files_of(index)) == arrays | {"index.json", "writer.lock"}
+
+
+def test_one_dead_row_stays_and_a_reader_goes_on(tmp_path, videos, encoder):
+    index = tmp_path / "index"
+    run_update(index, videos, encoder)
+    reader = LocalStore.open(index)
+    before = reader.vectors.frames.tobytes()
+    (videos / "a.mp4").write_text("another content")
+    run_update(index, videos, encoder)
+    assert (index / "frames-0.f32").exists()
+    for name in "bcd":
+        (videos / f"{name}.mp4").unlink()
+    run_update(index, videos, encoder)
+    assert not (index / "frames-0.f32").exists()
+    assert (index / "frames-1.f32").exists()
+    assert reader.vectors.frames.tobytes() == before
+    check_index(index, videos)
+
+
+def test_without_dead_rows_nothing_is_read_into_memory(tmp_path, videos, encoder):
+    run_update(tmp_path / "index", videos, encoder)
+    vectors = LocalStore.open(tmp_path / "index").vectors
+    for array in (vectors.frames, vectors.pooled, vectors.weights, vectors.seconds):
+        assert isinstance(array, np.memmap)
+        assert not array.flags.writeable
+
+
+def test_names_of_all_kinds_and_links(tmp_path, encoder):
+    folder, index = tmp_path / "videos", tmp_path / "index"
+    names = ['a "b", c.mp4', "line\nbreak.mp4", "红色 🎈.mp4", " .mp4", "-f.mp4", "deep/a.mp4", "deep/A.mp4"]
+    write_files(folder, dict.fromkeys(names, "x"))
+    Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.mp4")).write_text("latin-1")
+    outside = write_files(tmp_path / "outside", {"far.mp4": "far"})
+    (folder / "link.mp4").symlink_to(outside / "far.mp4")
+    (folder / "linked").symlink_to(outside, target_is_directory=True)
+    (folder / "deep" / "circle").symlink_to(folder, target_is_directory=True)
+    (folder / "broken.mp4").symlink_to(folder / "nothing.mp4")
+    summary = run_update(index, folder, encoder)
+    (bad,) = summary.bad
+    assert (bad.path, "UTF-8" in bad.reason) == ("caf\udce9.mp4", True)
+    assert set(LocalStore.open(index).paths) == {*names, "link.mp4", "linked/far.mp4"}
+    check_index(index, folder)
+    index_script.write_bad_files(tmp_path / "bad.csv", summary.bad)
+    assert b"caf\xe9.mp4," in (tmp_path / "bad.csv").read_bytes()
+
+
+def test_candidates_are_the_nearest(tmp_path, videos, encoder):
+    run_update(tmp_path / "index", videos, encoder)
+    store = LocalStore.open(tmp_path / "index")
+    wanted = vectors_of((videos / "d.mp4").read_bytes()).pooled[0]
+    query = Query(wanted[None], np.ones(1), wanted, 0.0, ("d",))
+    paths, found = store.candidates(query, 3)
+    distance = {path: -float(store.example(path).pooled[0] @ wanted) for path in store.paths}
+    assert paths == sorted(distance, key=distance.get)[:3]
+    np.testing.assert_array_equal(found.frames, np.concatenate([store.example(path).frames for path in paths]))
+    with pytest.raises(ValueError, match="no video 'nothing.mp4'"):
+        store.example("nothing.mp4")
+
+
+# Refusals, each of which leaves the index as it is
+
+
+def check_refused(index: Path, message: str, folder: Path, encoder: FakeEncoder, **options) -> None:
+    before = files_of(index)
+    with pytest.raises((OSError, ValueError), match=message) as error:
+        run_update(index, folder, encoder, **options)
+    assert "\n" not in str(error.value)
+    assert files_of(index) == before
+
+
+def test_another_encoder(made, videos):
+    message = "sim_header 'wti' of the index, 'meanP' here"
+    check_refused(made, message, videos, FakeEncoder({"sim_header": "meanP"}, "e" * 64))
+    check_refused(made, "its weights are others", videos, FakeEncoder(fingerprint="e" * 64))
+
+
+def test_a_moved_folder(made, videos, tmp_path, encoder):
+    elsewhere = videos.rename(tmp_path / "elsewhere")
+    check_refused(made, "no such folder", videos, encoder)
+    check_refused(made, "--moved", elsewhere, encoder)
+    (elsewhere / "a.mp4").write_text("another content")
+    encoder.calls_since()
+    assert counts(run_update(made, elsewhere, encoder, moved=True)) == (0, 1, 0, 6, 0)
+    assert encoder.calls_since() == ["a.mp4"]
+    assert LocalStore.open(made).folder == elsewhere
+    check_index(made, elsewhere)
+    assert counts(run_update(made, elsewhere, encoder)) == (0, 0, 0, 7, 0)
+
+
+def test_a_folder_without_videos_forgets_none(made, videos, encoder):
+    shutil.rmtree(videos)
+    videos.mkdir()
+    check_refused(made, "no video below", videos, encoder)
+
+
+@pytest.mark.parametrize("name", ["frames-0.f32", "pooled-0.f32", "tokens-0.f32"])
+def test_an_index_cut_short(made, videos, encoder, name):
+    length = (made / name).stat().st_size
+    os.truncate(made / name, length - 1)
+    check_refused(made, f"cut short: {name} has {length - 1} bytes, {length} are expected", videos, encoder)
+    with pytest.raises(ValueError, match=f"cut short: {name}"):
+        LocalStore.open(made)
+    (made / name).unlink()
+    check_refused(made, f"cut short: {name} has 0 bytes", videos, encoder)
+
+
+def damaged(content: str, kind: str) -> str:
+    document = json.loads(content)
+    if kind == "cut":
+        return content[:-20]
+    if kind == "garbage":
+        return content[:50] + "\x00\x01" + content[52:]
+    if kind == "list":
+        return "[]"
+    if kind == "row":
+        document["videos"][2][3] = 99
+    elif kind == "frame":
+        document["videos"][2][5] += 1000
+    elif kind == "twice":
+        document["videos"][2][3] = document["videos"][1][3]
+    elif kind == "floor":
+        document["videos"][2][6] = "high"
+    else:
+        document[kind] = -1 if isinstance(document[kind], int) else 7
+    return json.dumps(document)
+
+
+KINDS = ["cut", "garbage", "list", "row", "frame", "twice", "floor", "format", "rows", "settings", "videos", "folder"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_index(made, videos, encoder, kind):
+    content = (made / "index.json").read_text()
+    (made / "index.json").write_text(damaged(content, kind))
+    check_refused(made, "is damaged: index.json", videos, encoder)
+    with pytest.raises(ValueError, match="is damaged: index.json"):
+        LocalStore.open(made)
+    (made / "index.json").write_text(content)
+    check_index(made, videos)
+
+
+def test_no_index_and_a_folder_of_other_files(tmp_path, videos, encoder):
+    with pytest.raises(FileNotFoundError, match=f"no index in {tmp_path}/nothing"):
+        LocalStore.open(tmp_path / "nothing")
+    shutil.rmtree(videos / "deep")
+    check_refused(videos, "this folder has other files", videos, encoder)
+
+
+def write_and_wait(index: Path, started, done) -> None:
+    store = LocalStore.open_for_writing(index)
+    started.set()
+    done.wait(60)
+    store.close()
+
+
+def test_two_writers_at_once(made, videos, encoder):
+    started, done = FORK.Event(), FORK.Event()
+    process = FORK.Process(target=write_and_wait, args=(made, started, done))
+    process.start()
+    started.wait(60)
+    check_refused(made, "another process is writing", videos, encoder)
+    check_index(made, videos)  # which only reads
+    done.set()
+    process.join(60)
+    assert counts(run_update(made, videos, encoder)) == (0, 0, 0, 7, 0)
+
+
+def test_an_index_open_for_reading_is_not_written(made, videos, encoder):
+    with pytest.raises(ValueError, match="open for reading"):
+        update(LocalStore.open(made), videos, encoder)

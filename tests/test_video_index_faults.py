@@ -1,0 +1,152 @@
+"""An index after kills and on a full disk."""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.search_cases import (
+    FakeEncoder,
+    check_index,
+    counts,
+    run_update,
+    write_files,
+    write_videos,
+)
+from video_search import indexing, local_store
+from video_search.local_store import LocalStore
+
+FORK = multiprocessing.get_context("fork")
+
+
+@pytest.fixture
+def videos(tmp_path) -> Path:
+    return write_videos(tmp_path / "videos")
+
+
+@pytest.fixture
+def encoder() -> FakeEncoder:
+    return FakeEncoder()
+
+
+@pytest.fixture
+def made(tmp_path, videos, encoder) -> Path:
+    run_update(tmp_path / "index", videos, encoder)
+    return tmp_path / "index"
+
+
+# Updates that do not end
+
+
+class DyingEncoder(FakeEncoder):
+    """Kills its process when so many videos are put."""
+
+    def __init__(self, videos_put: int):
+        super().__init__()
+        self.videos_put = videos_put
+
+    def videos(self, *arguments):
+        for number, result in enumerate(super().videos(*arguments)):
+            if number == self.videos_put:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield result
+
+
+def killed(target, *arguments) -> None:
+    process = FORK.Process(target=target, args=arguments)
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(("commit_seconds", "done"), [(0, 3), (60, 0)])
+def test_a_killed_first_update_goes_on(tmp_path, videos, encoder, monkeypatch, commit_seconds, done):
+    index = tmp_path / "index"
+    monkeypatch.setattr(indexing, "COMMIT_SECONDS", commit_seconds)
+    killed(run_update, index, videos, DyingEncoder(3))
+    assert (index / "index.json").exists() == bool(done)
+    assert counts(run_update(index, videos, encoder)) == (7 - done, 0, 0, done, 0)
+    assert len(encoder.calls_since()) == 7 - done
+    check_index(index, videos)
+
+
+@pytest.mark.parametrize(("commit_seconds", "done"), [(0, 3), (60, 0)])
+def test_a_killed_later_update_goes_on(made, videos, encoder, monkeypatch, commit_seconds, done):
+    encoder.calls_since()
+    write_files(videos, {f"new{number}.mp4": str(number) for number in range(5)})
+    monkeypatch.setattr(indexing, "COMMIT_SECONDS", commit_seconds)
+    killed(run_update, made, videos, DyingEncoder(3))
+    with (made / "frames-0.f32").open("ab") as file:
+        file.write(b"what a killed update left behind")
+    assert len(LocalStore.open(made)) == 7 + done
+    assert counts(run_update(made, videos, encoder)) == (5 - done, 0, 0, 7 + done, 0)
+    check_index(made, videos)
+
+
+def die_at_second_replacement(index: Path, folder: Path) -> None:
+    replacements, replace = [], os.replace
+
+    def replace_or_die(*names):
+        replacements.append(names)
+        if len(replacements) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(*names)
+
+    os.replace = replace_or_die
+    run_update(index, folder, FakeEncoder())
+
+
+def test_killed_between_two_generations(made, videos, encoder):
+    for name in "abcd":
+        (videos / f"{name}.mp4").unlink()
+    killed(die_at_second_replacement, made, videos)
+    assert (made / "frames-0.f32").exists()
+    assert (made / "frames-1.f32").exists()
+    check_index(made, videos)
+    write_files(videos, {"new.mp4": "new"})
+    run_update(made, videos, encoder)
+    check_index(made, videos)
+    assert len(list(made.glob("*.f32"))) == 3
+
+
+def test_a_generation_that_ends_while_it_is_opened(made, videos, encoder, monkeypatch):
+    """The reader knows the table of a generation whose arrays an update has just removed."""
+    before = local_store.read_contents(made)
+    for name in "abcd":
+        (videos / f"{name}.mp4").unlink()
+    run_update(made, videos, encoder)
+    answers = [before]
+    read = local_store.read_contents
+    monkeypatch.setattr(local_store, "read_contents", lambda index: answers.pop() if answers else read(index))
+    assert set(LocalStore.open(made).paths) == {"e.mp4", "f.mp4", "deep/er/g.MKV"}
+
+
+@pytest.mark.parametrize("room", ["arrays", "table"])
+def test_a_full_disk_leaves_the_index(tmp_path, encoder, room):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("mounting a small file system needs root and the right to mount")
+    try:
+        folder, index = write_files(tmp_path / "videos", {f"{n}.mp4": str(n) for n in range(20)}), disk / "index"
+        run_update(index, folder, encoder)
+        if room == "arrays":
+            write_files(folder, {f"more{n}.mp4": str(n) for n in range(3000)})
+        else:  # which names of bad files fill
+            write_files(folder, {f"more{n}{'n' * 200}.mp4": "bad" for n in range(1500)})
+        table = (index / "index.json").read_bytes()
+        with pytest.raises(OSError, match="cannot be written.*No space left"):
+            run_update(index, folder, encoder)
+        assert (index / "index.json").read_bytes() == table
+        assert len(LocalStore.open(index)) == 20
+        shutil.rmtree(folder)
+        write_files(folder, {f"{n}.mp4": str(n) for n in range(25)})
+        run_update(index, folder, encoder)
+        check_index(index, folder)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

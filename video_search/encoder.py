@@ -1,0 +1,279 @@
+"""Texts and videos as the vectors that a search compares: `Encoder.load("runs/wti/pytorch_model.bin.4")`.
+
+Everything is encoded as an evaluation does it: same sampling, same padding, same weights.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from dataloaders.annotations import SURROGATE
+from dataloaders.rawvideo_util import RawVideoExtractor, VideoReadError
+from dataloaders.retrieval_dataset import padded_ids, with_special_tokens
+from dataloaders.worker_pool import ProcessDied, available_cores, run_tasks
+from modules.checkpoint import check_evaluable
+from modules.configuration import POOLED_HEADERS, CLIP4ClipConfig
+from modules.file_utils import cached_path
+from modules.initialization import convert_clip_to_float16, describe_clip, read_state_dict
+from modules.modeling import CLIP4Clip, pooled_vectors
+from modules.module_clip import cut_padding
+from modules.token_interaction import PackedTokens, pack_tokens, unit_vectors
+from modules.tokenization_clip import SimpleTokenizer
+from video_search.encoder_flags import FLAGS, resolve_flags
+from video_search.vectors import Query, VideoVectors
+
+MAX_CHARACTERS = 20_000
+FRAMES_AT_ONCE = 192  # 16 videos of 12 frames: enough to keep a GPU busy, and 2 GB at most for the largest CLIP
+TEXTS_AT_ONCE = 64
+PRELOAD = ("video_search.encoder",)  # what takes the time of importing a command that reads videos
+AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# What an index remembers and its vectors do not depend on: places of files, and the length of queries.
+NOT_OF_VIDEOS = ("init_model", "pretrained_clip_name", "max_words")
+
+
+@dataclass(frozen=True)
+class BadFile:
+    """In the place of vectors: a file that gives no frames, and why."""
+
+    path: str
+    reason: str
+
+
+class Encoder:
+    """A model in evaluation, for one thread at a time.
+
+    Attributes:
+        config: the model's `CLIP4ClipConfig`.
+        settings: the flags that made it, as JSON values; `load(settings=...)` makes it again.
+        fingerprint: sha256 of the weights and of all else that decides the vectors of videos, in hexadecimal.
+    """
+
+    def __init__(self, model: CLIP4Clip, settings: dict[str, Any], fingerprint: str):
+        self.model, self.settings, self.fingerprint = model, settings, fingerprint
+        self.config: CLIP4ClipConfig = model.config
+        self.device = model.clip.logit_scale.device
+        self.tokenizer = SimpleTokenizer()
+        self.extractor = RawVideoExtractor(settings["feature_framerate"], model.input_resolution)
+
+    @classmethod
+    def load(
+        cls, init_model: str | os.PathLike | None = None, settings: Mapping[str, Any] | None = None, **flags
+    ) -> "Encoder":
+        """The encoder of a checkpoint, or of CLIP itself, on the GPU if there is one.
+
+        `flags` are those of `FLAGS`; what they leave out is as in the `settings` of an index, else as in the flags.json
+        beside the checkpoint, else the default. Raises ValueError for flags that do not fit the checkpoint or each
+        other, and for a damaged file; FileNotFoundError where there is none; TypeError for an unknown flag.
+        """
+        values = resolve_flags(init_model, settings, flags)
+        cache_dir = values.pop("cache_dir") or None
+        weights = read_state_dict(cached_path(values["init_model"], cache_dir)) if values["init_model"] else None
+        model = CLIP4Clip.from_pretrained("cross-base", weights, cache_dir, task_config=SimpleNamespace(**values))
+        check_evaluable(model.config, model.weight_report, weights, values["init_model"])
+        fingerprint = fingerprint_of(model, values)
+        if values["precision"] == "clip_fp16":
+            convert_clip_to_float16(model.clip)
+        model.autocast_dtype = AUTOCAST_TYPES.get(values["precision"])
+        encoder = cls(model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), values, fingerprint)
+        if model.clip.vocab_size < encoder.tokenizer.vocab_size:
+            raise ValueError(
+                f"the CLIP of --pretrained_clip_name {values['pretrained_clip_name']} knows {model.clip.vocab_size} "
+                f"tokens, but the tokenizer has {encoder.tokenizer.vocab_size}"
+            )
+        return encoder
+
+    def text(self, text: str) -> Query:
+        """A text as a query; raises ValueError where it is blank, endless, or no text."""
+        return self.texts([text])[0]
+
+    def texts(self, texts: Sequence[str]) -> list[Query]:
+        """Texts as queries, in their order; errors as of `text`."""
+        for text in texts:
+            check_text(text)
+        queries = []
+        for first in range(0, len(texts), TEXTS_AT_ONCE):
+            queries += self._encode_texts(texts[first : first + TEXTS_AT_ONCE])
+        return queries
+
+    def video_query(self, path: str | os.PathLike) -> Query:
+        """A video as an example; raises VideoReadError where it cannot be read."""
+        frames, seconds = self.extractor.read_frames_with_times(
+            path, self.config.max_frames, self.settings["slice_framepos"]
+        )
+        return as_query(self._encode_videos([frames], [seconds]))
+
+    def videos(
+        self, paths: Sequence[str | os.PathLike], processes: int | None = None, progress: bool = False
+    ) -> Iterator[tuple[str | os.PathLike, VideoVectors | BadFile]]:
+        """Every path with the vectors of its video, or with why there are none; in the order in which they are done.
+
+        `processes` decode beside the encoding, one per core if not given; 0 decodes here. A video that crashes its
+        decoder costs that video alone, but not with 0. `progress` shows a bar.
+        """
+        waiting: list[tuple] = []
+        at_once = max(1, FRAMES_AT_ONCE // self.config.max_frames)
+        results = self._read_videos(paths, available_cores() if processes is None else processes)
+        for path, result in tqdm(results, total=len(paths), unit="video", disable=not progress):
+            if isinstance(result, BadFile):
+                yield path, result
+                continue
+            waiting.append((path, *result))
+            if len(waiting) == at_once:
+                yield from self._encode_waiting(waiting)
+                waiting.clear()
+        if waiting:
+            yield from self._encode_waiting(waiting)
+
+    @torch.no_grad()
+    def cross_scores(self, query: Query, videos: VideoVectors) -> np.ndarray:
+        """(N,) float32: the value of a tight head's cross encoder for a sentence with each of N videos, all at once."""
+        frames, mask = padded(videos.frames, videos.counts, int(videos.counts.max(initial=1)))
+        sentence = torch.from_numpy(query.vectors).unsqueeze(0).to(self.device)
+        return self.model.score(sentence, frames.to(self.device), None, mask.to(self.device))[0].cpu().numpy()
+
+    def _read_videos(self, paths: Sequence, processes: int) -> Iterator[tuple[Any, tuple | BadFile]]:
+        read = partial(
+            read_video,
+            extractor=self.extractor,
+            max_frames=self.config.max_frames,
+            slice_framepos=self.settings["slice_framepos"],
+        )
+        if processes == 0:
+            yield from ((path, read(path)) for path in paths)
+            return
+        for path, result in run_tasks(read, paths, processes, PRELOAD):
+            if isinstance(result, ProcessDied):
+                result = BadFile(str(path), f"the process that read it was {result.reason}")
+            yield path, result
+
+    def _encode_waiting(self, waiting: list[tuple]) -> Iterator[tuple[Any, VideoVectors]]:
+        paths, frames, seconds = zip(*waiting, strict=True)
+        vectors = self._encode_videos(frames, seconds)
+        for place, path in enumerate(paths):
+            yield path, vectors.take(np.array([place]))
+
+    @torch.no_grad()
+    def _encode_videos(self, frames: Sequence[np.ndarray], seconds: Sequence[np.ndarray]) -> VideoVectors:
+        """Vectors of B videos from their frames (L,3,S,S) uint8 and the seconds (L,) of these."""
+        counts = np.array([len(one) for one in frames], dtype=np.int64)
+        # one padded frame more than the longest: with 3d patches the last frame of a shorter video sees the next one
+        length = min(self.config.max_frames, int(counts.max()) + 1)
+        video, mask = (part.to(self.device) for part in padded(np.concatenate(frames), counts, length))
+        vectors = self.model.aggregate_frames(self.model.get_visual_output(video, mask), mask)
+        if self.model.is_token_head:
+            packed = self._pack("video_weight_fc", vectors, mask)
+            kept, weights, floors = (as_array(part) for part in (packed.vectors, packed.weights, packed.floor))
+            pooled = weighted_means(kept, weights, counts)
+        else:
+            kept = vectors[mask.bool()]
+            kept = as_array(unit_vectors(kept) if self.config.sim_header in POOLED_HEADERS else kept)
+            weights = np.repeat(np.float32(1) / counts.astype(np.float32), counts)
+            floors = np.full(len(counts), -np.inf, dtype=np.float32)
+            pooled = as_array(pooled_vectors(vectors[:, :1], vectors, mask)[1])
+        return VideoVectors(kept, weights, np.concatenate(seconds).astype(np.float32), counts, floors, pooled)
+
+    @torch.no_grad()
+    def _encode_texts(self, texts: Sequence[str]) -> list[Query]:
+        length = self.config.max_words
+        words = [self.tokenizer.tokenize(text) for text in texts]
+        tokens = [with_special_tokens(of_text, length) for of_text in words]
+        ids, masks = zip(*(padded_ids(self.tokenizer, of_text, length) for of_text in tokens), strict=True)
+        notices = [cut_notice(len(of_text), length) for of_text in words]
+        mask = torch.from_numpy(np.concatenate(masks)).to(self.device)
+        input_ids = cut_padding(torch.from_numpy(np.concatenate(ids))).to(self.device)
+        vectors = self.model.get_sequence_output(input_ids, None, mask)
+        if not self.model.is_token_head:
+            pooled = as_array(unit_vectors(vectors))
+            sentences = pooled if self.config.sim_header in POOLED_HEADERS else as_array(vectors)
+            one = np.ones(1, dtype=np.float32)
+            return [
+                Query(sentence, one, unit[0], -np.inf, (text,), notice=notice)
+                for sentence, unit, text, notice in zip(sentences, pooled, texts, notices, strict=True)
+            ]
+        packed = self._pack("text_weight_fc", vectors, mask)
+        counts = packed.counts.cpu().numpy()
+        kept, weights = as_array(packed.vectors), as_array(packed.weights)
+        pooled, ends = weighted_means(kept, weights, counts), np.cumsum(counts)[:-1]
+        rows = np.split(kept, ends), np.split(weights, ends), pooled, packed.floor.tolist(), map(tuple, tokens), notices
+        return [Query(*row, notice=notice) for *row, notice in zip(*rows, strict=True)]
+
+    def _pack(self, weight_network: str, vectors: torch.Tensor, mask: torch.Tensor) -> PackedTokens:
+        network = getattr(self.model, weight_network, None)  # ti has none: its tokens weigh the same
+        return pack_tokens(vectors, mask, network, self.config.wti_padding)
+
+
+def as_query(video: VideoVectors) -> Query:
+    """One video as an example."""
+    names = tuple(f"{second:.1f} s" for second in video.seconds)
+    return Query(video.frames, video.weights, video.pooled[0], float(video.floors[0]), names, is_video=True)
+
+
+def read_video(
+    path, extractor: RawVideoExtractor, max_frames: int, slice_framepos: int
+) -> tuple[np.ndarray, np.ndarray] | BadFile:
+    """Frames (L,3,S,S) uint8 as filmed and their seconds (L,); or why there are none."""
+    try:
+        return extractor.read_frames_with_times(path, max_frames, slice_framepos)
+    except VideoReadError as error:
+        return BadFile(str(path), error.reason)
+
+
+def padded(rows: np.ndarray, counts: np.ndarray, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """M rows, the first `counts[0]` of one video and so on -> (N,length,...) with zeros behind, and its mask, int64."""
+    mask = np.arange(length) < counts[:, np.newaxis]
+    video = np.zeros((*mask.shape, *rows.shape[1:]), dtype=rows.dtype)
+    video[mask] = rows
+    return torch.from_numpy(video), torch.from_numpy(mask.astype(np.int64))
+
+
+def weighted_means(vectors: np.ndarray, weights: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Weighted sums of each row's vectors, (M,D) and (M,) -> (N,D) unit vectors."""
+    sums = np.add.reduceat(vectors * weights[:, np.newaxis], np.cumsum(counts) - counts)
+    return as_array(unit_vectors(torch.from_numpy(sums)))
+
+
+def as_array(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.float().cpu().numpy()
+
+
+def check_text(text: str) -> None:
+    """Raise ValueError for a text that nothing can be searched with."""
+    if not text.strip():
+        raise ValueError("the text is empty: say in a few words what the video should show")
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"the text has {len(text)} characters; at most {MAX_CHARACTERS} are read")
+    if SURROGATE.search(text):
+        raise ValueError(f"the text has bytes that are no UTF-8: {text[:100]!a}")
+
+
+def cut_notice(tokens: int, max_words: int) -> str:
+    """What a user should know of a text of this many tokens."""
+    kept = max_words - 2
+    return f"only the first {kept} of the text's {tokens} tokens are read (--max_words {max_words})" * (tokens > kept)
+
+
+def fingerprint_of(model: CLIP4Clip, settings: Mapping[str, Any]) -> str:
+    """What `Encoder.fingerprint` says; the weights as the model has them, whatever the form of their file."""
+    source = describe_clip(settings["pretrained_clip_name"])
+    towers = model.clip.visual.transformer, model.clip.transformer
+    facts = {
+        **{name: settings[name] for name in FLAGS if name in settings and name not in NOT_OF_VIDEOS},
+        "activation": source.activation,
+        "heads": [tower.resblocks[0].attn.heads for tower in towers],
+        "frame_statistics": model.frame_statistics,
+        "resolution": model.input_resolution,
+    }
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(weight.shape)} ".encode())
+        digest.update(weight.float().contiguous().numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,185 @@
+"""Keeping the vectors of a folder of videos up to date: `update`, in any place that is a `Store`."""
+
+import contextlib
+import os
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from dataloaders.annotations import SURROGATE, VIDEO_EXTENSIONS, require_path, walk_files
+from video_search.encoder import BadFile, Encoder
+from video_search.vectors import Query, VideoVectors
+
+COMMIT_SECONDS = 60.0  # of work that a kill may cost
+
+
+@dataclass(frozen=True)
+class FileState:
+    """What tells whether a file is still the one that was read: bytes, time of change; `reason` says why it is bad."""
+
+    size: int
+    mtime_ns: int
+    reason: str = ""
+
+    def is_same_file(self, other: "FileState") -> bool:
+        return (self.size, self.mtime_ns) == (other.size, other.mtime_ns)
+
+
+class Store(Protocol):
+    """A place that keeps the vectors of videos, by their paths relative to one folder."""
+
+    settings: dict[str, Any]  # the encoder's settings that the vectors were made with; {} of a new store
+    fingerprint: str  # of that encoder; "" of a new store
+    folder: Path | None  # of the videos, its whole path; None of a new store
+
+    def __len__(self) -> int:
+        """Number of videos."""
+
+    def files(self) -> dict[str, FileState]:
+        """Every file, bad ones too, by its path."""
+
+    def begin(self, settings: dict[str, Any], fingerprint: str, folder: Path) -> None:
+        """Say what the vectors to come are."""
+
+    def put(self, path: str, state: FileState, vectors: VideoVectors | None) -> None:
+        """Add or replace one file: the vectors of one video, or None for a bad file."""
+
+    def remove(self, path: str) -> None:
+        """Forget one file."""
+
+    def commit(self) -> None:
+        """Make all that was put and removed safe."""
+
+    def candidates(self, query: Query, count: int) -> tuple[list[str], VideoVectors]:
+        """A shortlist of about `count` videos, for the exact scores."""
+
+    def example(self, path: str) -> VideoVectors:
+        """The stored vectors of one video; ValueError where there are none."""
+
+    def close(self) -> None:
+        """Give the place free for others; what was not committed is forgotten."""
+
+
+@dataclass
+class Summary:
+    """What an update did, in numbers of files; `bad` are all bad files of the folder, those known before too."""
+
+    added: int = 0
+    changed: int = 0
+    removed: int = 0
+    unchanged: int = 0
+    frames: int = 0  # of the added and the changed
+    seconds: float = 0.0
+    bad: list[BadFile] = field(default_factory=list)
+
+    def count(self, path: str, result: VideoVectors | BadFile, is_new: bool) -> None:
+        """Count what became of a file that was read."""
+        if isinstance(result, BadFile):
+            self.bad.append(BadFile(path, result.reason))
+            return
+        self.frames += int(result.counts.sum())
+        self.added += is_new
+        self.changed += not is_new
+
+
+def update(
+    store: Store,
+    folder: str | os.PathLike,
+    encoder: Encoder,
+    processes: int | None = None,
+    moved: bool = False,
+    retry_bad: bool = False,
+    progress: bool = False,
+) -> Summary:
+    """Make `store` hold the vectors of exactly the videos below `folder`; only new and changed ones are encoded.
+
+    A file is the same as long as its path below the folder, its size and its time of change are. `moved` says that the
+    videos of the store now lie below `folder`; `retry_bad` reads bad files again that did not change; `processes` and
+    `progress` are those of `Encoder.videos`. All is safe about once a minute: an update that ends early goes on there.
+    Raises FileNotFoundError where there is no folder, ValueError where it has no video, where the store has those of
+    another folder, or vectors of another encoder.
+    """
+    started = safe_at = time.monotonic()
+    folder = require_path(folder, "FOLDER", folder=True).resolve()
+    check_same_folder(store, folder, moved)
+    check_same_encoder(store, encoder)
+    found, unwritable = find_files(folder)
+    known = store.files()
+    summary = Summary(bad=unwritable)
+    waiting = {}
+    for path, state in found.items():
+        before = known.get(path)
+        if before is None or not before.is_same_file(state) or (before.reason and retry_bad):
+            waiting[str(folder / path)] = path
+        elif before.reason:
+            summary.bad.append(BadFile(path, before.reason))
+        else:
+            summary.unchanged += 1
+    store.begin(encoder.settings, encoder.fingerprint, folder)
+    for path in known.keys() - found.keys():
+        store.remove(path)
+        summary.removed += not known[path].reason
+    for file, result in encoder.videos(list(waiting), processes, progress):
+        path = waiting[file]
+        put(store, path, found[path], result)
+        summary.count(path, result, is_new=path not in known or bool(known[path].reason))
+        if time.monotonic() - safe_at >= COMMIT_SECONDS:
+            store.commit()
+            safe_at = time.monotonic()
+    store.commit()
+    summary.bad.sort(key=lambda bad: bad.path)
+    summary.seconds = time.monotonic() - started
+    return summary
+
+
+def put(store: Store, path: str, state: FileState, result: VideoVectors | BadFile) -> None:
+    """Put what became of a file."""
+    if isinstance(result, BadFile):
+        store.put(path, replace(state, reason=result.reason), None)
+    else:
+        store.put(path, state, result)
+
+
+def find_files(folder: Path) -> tuple[dict[str, FileState], list[BadFile]]:
+    """Every video file below `folder` by its path there, in order; and those whose names are no text.
+
+    Links are followed, out of the folder too. Raises ValueError where there is no video: a disk that is not mounted
+    looks so, and its videos are not to be forgotten.
+    """
+    found, unwritable = {}, []
+    for entry in walk_files(folder):
+        if os.path.splitext(entry.name)[1].lower() not in VIDEO_EXTENSIONS:
+            continue
+        path = os.path.relpath(entry.path, folder)
+        if SURROGATE.search(path):
+            unwritable.append(BadFile(path, "its path is no valid UTF-8: give it another name"))
+            continue
+        with contextlib.suppress(FileNotFoundError):  # of a file that is removed while the folder is read
+            status = entry.stat()
+            found[path] = FileState(status.st_size, status.st_mtime_ns)
+    if not found and not unwritable:
+        raise ValueError(f"no video below {folder}; names of videos end in {', '.join(VIDEO_EXTENSIONS)}")
+    return dict(sorted(found.items())), unwritable
+
+
+def check_same_folder(store: Store, folder: Path, moved: bool) -> None:
+    """Raise ValueError where the store has the videos of another folder, unless they have `moved`."""
+    if store.folder is not None and Path(store.folder) != folder and not moved:
+        raise ValueError(
+            f"the index has the videos of {store.folder}, not of {folder}: give another --index; where that folder has "
+            "moved, --moved keeps the vectors of files with the same relative path, size and time"
+        )
+
+
+def check_same_encoder(store: Store, encoder: Encoder) -> None:
+    """Raise ValueError where the store's vectors are those of another encoder, with the settings that differ."""
+    if store.fingerprint in ("", encoder.fingerprint):
+        return
+    names = sorted({*store.settings, *encoder.settings} - {"init_model"})
+    pairs = [(name, store.settings.get(name), encoder.settings.get(name)) for name in names]
+    differing = [f"{name} {old!r} of the index, {new!r} here" for name, old, new in pairs if old != new]
+    raise ValueError(
+        "the index was made with another model: "
+        + ("; ".join(differing) or "its weights are others, though the settings are the same")
+    )

@@ -1,0 +1,364 @@
+"""Videos' vectors in Qdrant, for collections past one machine: `QdrantStore`, a `Store` of video_search/indexing.py.
+
+A file is one point. Its id is the UUID5 of its path relative to the indexed folder; its vectors are "pooled", for the
+shortlist, and "frames", a multivector compared by MAX_SIM. A bad file is a point without vectors. The distance is the
+dot product everywhere: Qdrant's cosine would divide the frames that a cross encoder reads by their norms.
+
+Settings and fingerprint are metadata of the collection: it comes to be together with them, in one request. A point
+that holds them could be missing after an interruption, and every search would have to leave it out.
+
+The client's embedded mode (a folder, or ":memory:") does the same in one process, without a server. It unpickles what
+it reads, and a pickle can run code: open only folders of your own.
+"""
+
+import json
+import os
+import re
+import sqlite3
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from modules.configuration import TOKEN_HEADERS
+from video_search.indexing import FileState
+from video_search.vectors import Query, VideoVectors
+
+INSTALL = 'pip install "qdrant-client>=1.20"'  # before, embedded MAX_SIM stumbled over points without vectors
+LEAST_SERVER = (1, 16)  # the first that keeps metadata of a collection
+API_KEY = "QDRANT_API_KEY"  # the environment variable
+IN_MEMORY = ":memory:"
+COLLECTION_NAME = re.compile(r"\w[\w.-]{0,199}")  # as part of an address or of a path these change no meaning
+METADATA, FORMAT = "video_search", 1
+CONNECT_SECONDS, WORK_SECONDS = 5, 60
+BATCH_VIDEOS, BATCH_VALUES = 64, 1 << 20  # a number takes about 20 bytes of JSON, and a server takes 32 MB at once
+PAGE = 1000  # files of one answer
+WIDENING, LEAST_SHORTLIST = 4, 200  # videos that the first stage hands on, for each candidate and at the least
+STATE_FIELDS = ["path", "size", "mtime_ns", "reason"]
+
+
+class QdrantStore:
+    """A collection of a Qdrant server or of an embedded folder.
+
+    Reading shows what is stored: batches of `put` are as soon as they are full, the rest by `commit`. Each file is
+    replaced as a whole, so that after an interruption every file is there as one of its two states. Errors are
+    OSError and ValueError of one line.
+    """
+
+    def __init__(self, url: str, collection: str, client: Any) -> None:
+        """`client` is a QdrantClient, or None for a folder that `begin` shall make."""
+        self.settings: dict[str, Any] = {}
+        self.fingerprint = ""
+        self.folder: Path | None = None
+        self._url, self._collection, self._client = url, collection, client
+        self._place = f"collection {collection!r} of {url}"
+        self._waiting: dict[str, Any] = {}  # by path: its PointStruct, or None to remove it
+        self._is_made = False
+        if client is not None:
+            with clear_errors(url):
+                self._is_made = client.collection_exists(collection)
+            if self._is_made:
+                self._read_metadata()
+
+    @classmethod
+    def open(cls, url: str, collection: str = "videos") -> "QdrantStore":
+        """The collection at `url`: http(s)://, a folder for the embedded mode, or ":memory:".
+
+        Nothing is made before `begin`. A server's key is the environment's QDRANT_API_KEY. Raises OSError where the
+        server cannot be reached or the folder is in use, ValueError for a collection that is not of this program.
+        """
+        if not COLLECTION_NAME.fullmatch(collection):
+            raise ValueError(f"--collection {collection!r}: letters, digits, '_', '-' and '.' make a name, up to 200")
+        return cls(url, collection, connect(url))
+
+    def close(self) -> None:
+        """Give an embedded folder free; what was put and not committed is forgotten."""
+        if self._client is not None:
+            self._client.close()
+
+    def __len__(self) -> int:
+        if not self._is_made:
+            return 0
+        models = qdrant().models
+        with_vectors = models.Filter(must=[models.HasVectorCondition(has_vector="pooled")])
+        with clear_errors(self._url):
+            return self._client.count(self._collection, count_filter=with_vectors, exact=True).count
+
+    def files(self) -> dict[str, FileState]:
+        """All files, bad ones too, by their paths."""
+        return {
+            payload["path"]: FileState(payload["size"], payload["mtime_ns"], payload["reason"])
+            for payload in self._payloads()
+        }
+
+    def begin(self, settings: dict[str, Any], fingerprint: str, folder: Path) -> None:
+        """Say what the vectors to come are. Raises ValueError where vectors of another encoder are stored.
+
+        The collection comes to be with the first video, as its width is not known before.
+        """
+        if self.fingerprint not in ("", fingerprint):
+            raise ValueError(f"{self._place} holds vectors of another encoder; choose another --collection")
+        before = self._metadata()
+        self.settings, self.fingerprint, self.folder = settings, fingerprint, folder
+        if self._client is None:
+            self._client = connect(self._url, make_folder=True)
+        if self._is_made and self._metadata() != before:
+            with clear_errors(self._url):
+                self._client.update_collection(self._collection, metadata=self._metadata())
+
+    def put(self, path: str, state: FileState, vectors: VideoVectors | None) -> None:
+        """Add or replace one file; `vectors` of one video, or None for a bad file."""
+        self._wait(path, as_point(path, state, vectors))
+
+    def remove(self, path: str) -> None:
+        """Forget one file, if it is there."""
+        self._wait(path, None)
+
+    def commit(self) -> None:
+        """Return when all that was put and removed is stored.
+
+        Bad files wait for the first video: its width makes the collection.
+        """
+        if not self._is_made:
+            videos = self._new_videos()
+            if not videos:
+                return
+            self._make_collection(len(videos[0].vector["pooled"]))
+        points = [point for point in self._waiting.values() if point is not None]
+        removed = [point_id(path) for path, point in self._waiting.items() if point is None]
+        with clear_errors(self._url):
+            if points:
+                self._client.upsert(self._collection, points, wait=True)
+            if removed:
+                self._client.delete(self._collection, points_selector=removed, wait=True)
+        self._waiting.clear()
+
+    def candidates(self, query: Query, count: int) -> tuple[list[str], VideoVectors]:
+        """Paths and vectors of `count` videos, for the exact scores; of fewer where the collection has fewer.
+
+        Pooled and tight heads: those whose pooled vectors are nearest. Token heads: of four times as many, those of the
+        highest MAX_SIM of frames with words that are multiplied by their weights, the sum over words w_t max_v cosine:
+        the text-to-video half of the weighted token-wise interaction, but for the floor of a video with padding.
+        """
+        models = qdrant().models
+        stages: dict[str, Any] = {"query": query.pooled.tolist(), "using": "pooled"}
+        if self.settings.get("sim_header") in TOKEN_HEADERS:
+            shortlist = models.Prefetch(**stages, limit=max(WIDENING * count, LEAST_SHORTLIST))
+            words = query.vectors * query.weights[:, np.newaxis]
+            stages = {"prefetch": shortlist, "query": words.tolist(), "using": "frames"}
+        points = []
+        if self._is_made:
+            with clear_errors(self._url):
+                answer = self._client.query_points(
+                    self._collection, **stages, limit=count, with_payload=True, with_vectors=True
+                )
+            points = answer.points
+        if not points:
+            raise ValueError(f"{self._place} has no videos")
+        return [point.payload["path"] for point in points], VideoVectors.joined([as_vectors(point) for point in points])
+
+    def example(self, path: str) -> VideoVectors:
+        """The stored vectors of one video. Raises ValueError where it has none."""
+        points = []
+        if self._is_made:
+            with clear_errors(self._url):
+                points = self._client.retrieve(self._collection, [point_id(path)], with_payload=True, with_vectors=True)
+        if not points or not points[0].vector:
+            raise ValueError(f"{self._place} has no video {path!r}")
+        return as_vectors(points[0])
+
+    def _payloads(self) -> Iterator[dict[str, Any]]:
+        """Path and state of every file, page by page."""
+        offset = None
+        while self._is_made:
+            with clear_errors(self._url):
+                points, offset = self._client.scroll(
+                    self._collection, limit=PAGE, offset=offset, with_payload=STATE_FIELDS, with_vectors=False
+                )
+            yield from (point.payload for point in points)
+            if offset is None:
+                return
+
+    def _wait(self, path: str, point: Any) -> None:
+        self._waiting[path] = point
+        values = sum(len(video.vector["frames"]) * len(video.vector["pooled"]) for video in self._new_videos())
+        if len(self._waiting) >= BATCH_VIDEOS or values >= BATCH_VALUES:
+            self.commit()
+
+    def _new_videos(self) -> list[Any]:
+        return [point for point in self._waiting.values() if point is not None and point.vector]
+
+    def _make_collection(self, width: int) -> None:
+        models = qdrant().models
+        max_sim = models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM)
+        vectors = {
+            "pooled": models.VectorParams(size=width, distance=models.Distance.DOT),
+            # frames are only compared for videos of the shortlist: no graph, and they need no memory
+            "frames": models.VectorParams(
+                size=width,
+                distance=models.Distance.DOT,
+                multivector_config=max_sim,
+                hnsw_config=models.HnswConfigDiff(m=0),
+                on_disk=True,
+            ),
+        }
+        with clear_errors(self._url):
+            self._client.create_collection(self._collection, vectors_config=vectors, metadata=self._metadata())
+        self._is_made = True
+
+    def _metadata(self) -> dict[str, str]:
+        """As one text, since Qdrant merges metadata key by key."""
+        index = {"fingerprint": self.fingerprint, "settings": self.settings, "folder": str(self.folder)}
+        return {METADATA: json.dumps({"format": FORMAT, **index}, sort_keys=True)}
+
+    def _read_metadata(self) -> None:
+        """Raises ValueError for a collection whose settings or vectors are not those that this class makes."""
+        with clear_errors(self._url):
+            config = self._client.get_collection(self._collection).config
+        text = (config.metadata or {}).get(METADATA)
+        advice = "it is left as it is; choose another --collection"
+        if text is None or not has_our_vectors(config.params.vectors):
+            raise ValueError(f"{self._place} is not an index of videos; {advice}")
+        index = json.loads(text)
+        if index["format"] != FORMAT:
+            raise ValueError(f"{self._place} has format {index['format']}, and this program reads {FORMAT}; {advice}")
+        self.settings, self.fingerprint, self.folder = index["settings"], index["fingerprint"], Path(index["folder"])
+
+
+def qdrant() -> ModuleType:
+    """The package qdrant_client, which only this store needs. Raises ValueError where it is not installed."""
+    try:
+        import qdrant_client
+    except ModuleNotFoundError as error:
+        raise ValueError(f"--store qdrant needs a package that is not installed ({error.name}): {INSTALL}") from error
+    return qdrant_client
+
+
+def connect(url: str, make_folder: bool = False) -> Any:
+    """A QdrantClient of a server or of a folder; None for a folder that does not exist and is not to be made."""
+    if url.lower().startswith(("http://", "https://")):
+        return connect_to_server(url)
+    if re.fullmatch(r"[\w.-]+:\d+(/.*)?", url):
+        raise ValueError(f"--url {url}: the address of a server begins with http:// or https://")
+    if url == IN_MEMORY:
+        return qdrant().QdrantClient(location=url)
+    if not (Path(url) / "meta.json").is_file():  # which the embedded mode writes first
+        if Path(url).is_dir() and any(Path(url).iterdir()):
+            raise ValueError(f"--url {url}: this folder has other files and no Qdrant collections; choose a new one")
+        if not make_folder:
+            return None
+    return open_folder(url)
+
+
+def connect_to_server(url: str) -> Any:
+    if "@" in url:  # the client would leave a user and password out, and errors would show them
+        raise ValueError(f"--url has an '@'; a server's key comes from the environment variable {API_KEY}")
+    key = os.environ.get(API_KEY, "").strip()
+    if not (key.isascii() and key.isprintable()):  # the error of the HTTP library would show the key
+        raise ValueError(f"the environment variable {API_KEY} has characters that a key cannot have")
+
+    def client(seconds: int) -> Any:
+        # the client's own check of versions warns from a thread, about versions that do work
+        return qdrant().QdrantClient(url=url, api_key=key or None, timeout=seconds, check_compatibility=False)
+
+    with clear_errors(url):
+        first = client(CONNECT_SECONDS)
+        version = first.info().version
+        first.close()
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < LEAST_SERVER:
+        least = ".".join(map(str, LEAST_SERVER))
+        raise ValueError(f"Qdrant at {url} is version {version}; {least} or later is needed")
+    return client(WORK_SECONDS)
+
+
+def open_folder(folder: str) -> Any:
+    client_class = qdrant().QdrantClient
+    try:
+        return client_class(path=folder)
+    except RuntimeError as error:  # the client's word for a locked folder
+        raise OSError(f"--url {folder}: another process has this folder open; wait for it, or use a server") from error
+    except (KeyError, TypeError, ValueError, EOFError, UnpicklingError, sqlite3.Error) as error:
+        raise OSError(f"--url {folder}: damaged, or not made by Qdrant: {first_line(error)}") from error
+
+
+@contextmanager
+def clear_errors(url: str) -> Iterator[None]:
+    """What the client raises of a server or of a disk becomes an OSError of one line."""
+    package, place = qdrant(), f"Qdrant at {url}"
+    try:
+        yield
+    except package.http.exceptions.UnexpectedResponse as error:
+        if error.status_code in (401, 403):
+            message = f"{place} does not let you in ({error.status_code}); set the environment variable {API_KEY}"
+        else:
+            message = f"{place} answers {error.status_code}: {first_line(error.content.decode(errors='replace'))}"
+        raise OSError(message) from error
+    except (package.http.exceptions.ResponseHandlingException, json.JSONDecodeError) as error:
+        raise OSError(f"{place} cannot be reached, or is no Qdrant: {first_line(error)}") from error
+    except package.common.client_exceptions.QdrantException as error:  # too many requests
+        raise OSError(f"{place} refuses: {first_line(error)}") from error
+    except sqlite3.Error as error:
+        raise OSError(f"{place} cannot be read or written: {first_line(error)}") from error
+
+
+def first_line(error: object) -> str:
+    """At most 200 characters of it."""
+    text = str(error) or type(error).__name__
+    return text.splitlines()[0][:200]
+
+
+def has_our_vectors(vectors: Any) -> bool:
+    """True for the vectors of a collection's configuration that `QdrantStore` makes."""
+    models = qdrant().models
+    if not isinstance(vectors, dict) or set(vectors) != {"pooled", "frames"}:
+        return False
+    multivectors = vectors["frames"].multivector_config
+    return (
+        multivectors is not None
+        and multivectors.comparator == models.MultiVectorComparator.MAX_SIM
+        and vectors["pooled"].multivector_config is None
+        and vectors["pooled"].size == vectors["frames"].size
+        and {vector.distance for vector in vectors.values()} == {models.Distance.DOT}
+    )
+
+
+def point_id(path: str) -> str:
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, path))
+
+
+def as_point(path: str, state: FileState, vectors: VideoVectors | None) -> Any:
+    """PointStruct of one file. Raises ValueError for a path that is not UTF-8.
+
+    float32 values pass through JSON unchanged. JSON has no infinity: a floor of -inf is None.
+    """
+    models = qdrant().models
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the file name {path!a} is not UTF-8, and Qdrant keeps text; rename the file") from error
+    payload = {"path": path, "size": state.size, "mtime_ns": state.mtime_ns, "reason": state.reason}
+    if vectors is None:
+        return models.PointStruct(id=point_id(path), vector={}, payload=payload)
+    floor = float(vectors.floors[0])
+    payload |= {"weights": vectors.weights.tolist(), "seconds": vectors.seconds.tolist()}
+    payload["floor"] = floor if np.isfinite(floor) else None
+    named = {"pooled": vectors.pooled[0].tolist(), "frames": vectors.frames.tolist()}
+    return models.PointStruct(id=point_id(path), vector=named, payload=payload)
+
+
+def as_vectors(point: Any) -> VideoVectors:
+    """The one video of a point with vectors and payload."""
+    floor = point.payload["floor"]
+    return VideoVectors(
+        frames=np.array(point.vector["frames"], np.float32),
+        weights=np.array(point.payload["weights"], np.float32),
+        seconds=np.array(point.payload["seconds"], np.float32),
+        counts=np.array([len(point.vector["frames"])]),
+        floors=np.array([-np.inf if floor is None else floor], np.float32),
+        pooled=np.array([point.vector["pooled"]], np.float32),
+    )

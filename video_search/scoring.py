@@ -1,0 +1,94 @@
+"""Scores of one query with the videos of an index, and the best of them.
+
+The scores are the evaluation's: `modules.token_interaction` for the token heads, cosines of pooled vectors for the
+pooled heads, the cross encoder's value for the tight heads. The scan of the token heads reads the frames where they
+lie, such as in a memory-mapped file, block by block, and copies none of them.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from modules.configuration import POOLED_HEADERS, TOKEN_HEADERS
+from video_search.vectors import Query, VideoVectors
+
+# Of the cosines held at once. Each block waits for all threads of the matrix product once, so that smaller ones gain
+# little on an idle machine and lose much on a busy one.
+BLOCK_BYTES = 1 << 22
+CROSS_FRAMES = 1 << 10  # that a cross encoder reads at once
+
+
+def scores(query: Query, videos: VideoVectors, encoder) -> np.ndarray:
+    """(N,) float32: the score of every video by the head of `encoder`, a `video_search.encoder.Encoder`.
+
+    A cross encoder reads sentences only: with its heads, a video that serves as an example is compared by the cosine of
+    the pooled vectors.
+    """
+    sim_header = encoder.config.sim_header
+    if sim_header in TOKEN_HEADERS:
+        return token_scores(query, videos)
+    if sim_header in POOLED_HEADERS or query.is_video:
+        return np.asarray(videos.pooled @ query.pooled)
+    parts = [encoder.cross_scores(query, block) for block in blocks(videos, CROSS_FRAMES)]
+    return np.concatenate([np.empty(0, np.float32), *parts])
+
+
+def token_scores(query: Query, videos: VideoVectors, block_bytes: int = BLOCK_BYTES) -> np.ndarray:
+    """`interaction` of the query with any number of videos, in bounded memory: (N,) float32."""
+    frames = block_bytes // (4 * len(query.vectors))
+    parts = [interaction(query, block) for block in blocks(videos, frames)]
+    return np.concatenate([np.empty(0, np.float32), *parts])
+
+
+def interaction(query: Query, videos: VideoVectors) -> np.ndarray:
+    """`token_interaction` of one query with N videos, all cosines (T,M) at once: (N,) float32 in [-1, 1].
+
+    >>> unit = np.eye(2, dtype=np.float32)  # two frames of one video, the second three times the weight of the first
+    >>> word = Query(unit[:1], np.ones(1, np.float32), unit[0], -np.inf, ("a",))
+    >>> weights, one = np.array([0.25, 0.75], np.float32), np.array([2])
+    >>> video = VideoVectors(unit, weights, np.zeros(2), one, np.array([-np.inf], np.float32), unit[:1])
+    >>> interaction(word, video).tolist()  # (1 + (0.25 + 0)) / 2
+    [0.625]
+    """
+    starts = videos.starts()
+    cosines = query.vectors @ videos.frames.T  # rows of words, as a maximum over rows reads whole cache lines
+    best_frame = np.maximum(np.maximum.reduceat(cosines, starts, axis=1), videos.floors)  # (T,N)
+    best_word = np.maximum(cosines.max(axis=0), query.floor)  # (M,)
+    text_to_video = query.weights @ best_frame
+    return (text_to_video + np.add.reduceat(best_word * videos.weights, starts)) / np.float32(2)
+
+
+def blocks(videos: VideoVectors, frames: int) -> Iterator[VideoVectors]:
+    """All videos in order, as many together as have `frames` frames, but at least one; views of the arrays."""
+    ends = np.cumsum(videos.counts)
+    first, first_frame = 0, 0
+    while first < len(videos):
+        last = max(first + 1, int(np.searchsorted(ends, first_frame + frames, side="right")))
+        rows, places = slice(first, last), slice(first_frame, int(ends[last - 1]))
+        yield VideoVectors(
+            videos.frames[places], videos.weights[places], videos.seconds[places],
+            videos.counts[rows], videos.floors[rows], videos.pooled[rows],
+        )  # fmt: skip
+        first, first_frame = last, places.stop
+
+
+def shortlist(query: Query, pooled: np.ndarray, count: int) -> np.ndarray:
+    """Places of the `count` videos whose pooled vectors (N,D) are nearest to the query's, the nearest first."""
+    return top(pooled @ query.pooled, count)
+
+
+def top(values: np.ndarray, count: int, paths: Sequence[str] | None = None) -> np.ndarray:
+    """Places of the `count` highest of the scores (N,), the highest first; equal ones by their paths, or as they stand.
+
+    >>> top(np.array([0.1, 0.7, 0.3, 0.7]), 3).tolist()
+    [1, 3, 2]
+    >>> top(np.array([0.1, 0.7, 0.3, 0.7]), 1, ["a", "d", "c", "b"]).tolist()
+    [3]
+    """
+    values = np.where(np.isnan(values), -np.inf, values)  # a partition takes NaN for the highest
+    places = np.arange(len(values))
+    if count < len(values):
+        places = np.flatnonzero(values >= np.partition(values, -count)[-count])
+    if paths is not None:
+        places = np.array(sorted(places, key=lambda place: paths[place]), dtype=np.int64)
+    return places[np.argsort(-values[places], kind="stable")][:count]

@@ -1,0 +1,162 @@
+"""Searching an index of videos by a text or by an example.
+
+from video_search import VideoSearch
+
+search = VideoSearch.open("runs/index")
+for hit in search.text("a red circle moves to the left", top=5).hits:
+    print(f"{hit.score:.3f}  {hit.path}  at {hit.best_seconds()[0]:g} s")
+"""
+
+import time
+from dataclasses import dataclass, replace
+from os import PathLike
+from typing import NamedTuple
+
+import numpy as np
+
+from modules.configuration import TIGHT_HEADERS
+from video_search.encoder import Encoder
+from video_search.hits import describe
+from video_search.indexing import Store
+from video_search.local_store import LocalStore
+from video_search.scoring import scores
+from video_search.scoring import top as highest
+from video_search.vectors import Hit, Query, VideoVectors
+
+DEFAULT_SHORTLIST = 200  # where a store cannot be scanned
+MANY_PAIRS = 500  # that a cross encoder reads in some seconds
+
+
+@dataclass(frozen=True)
+class Results:
+    """The hits, the best first, and how they were found."""
+
+    query: Query
+    asked: str  # the text, or the path of the example
+    hits: tuple[Hit, ...]
+    seconds: float  # for encoding the query, finding the hits and explaining them
+    scanned: int  # videos that were scored exactly: all, or those of the shortlist
+
+    @property
+    def notice(self) -> str:
+        """What the user should know of this search, or nothing."""
+        return self.query.notice
+
+
+class Ranking(NamedTuple):
+    """The K best videos, the best first."""
+
+    paths: list[str]
+    scores: np.ndarray  # (K,) float32
+    videos: VideoVectors
+    scanned: int  # videos that were scored exactly
+
+
+class VideoSearch:
+    """The videos of a store, and the encoder that their vectors were made with; for one thread at a time."""
+
+    def __init__(self, store: Store, encoder: Encoder):
+        """Raises ValueError where the vectors of `store` are those of another encoder."""
+        check_same_encoder(store, encoder)
+        self.store = store
+        self.encoder = encoder
+
+    @classmethod
+    def open(
+        cls, index: str | PathLike = "runs/index", init_model: str | None = None, store: Store | None = None, **flags
+    ) -> "VideoSearch":
+        """The search over the index in this folder, or over `store`.
+
+        `init_model` is the checkpoint, without it the one that the index remembers. `flags` are those of
+        `add_encoder_flags`; the index knows them, and one that it contradicts is an error.
+        Raises FileNotFoundError for an index or a checkpoint that is not there, ValueError for one that is damaged and
+        for a checkpoint or a flag that the vectors of the index were not made with.
+        """
+        store = LocalStore.open(index) if store is None else store
+        remembered = {name: value for name, value in store.settings.items() if name != "init_model"}
+        init_model = init_model or store.settings.get("init_model")
+        return cls(store, Encoder.load(init_model, **{**remembered, **flags}))
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def text(self, text: str, top: int = 10, shortlist: int | None = None) -> Results:
+        """The `top` videos that fit the text best.
+
+        All videos are scored exactly; with `shortlist`, only so many whose pooled vectors are nearest to the query's.
+        Raises ValueError for an empty or endless text, for a `top` or `shortlist` below 1, and where there is no video.
+        """
+        started = time.perf_counter()
+        return self._results(started, self.encoder.text(text), text, top, shortlist)
+
+    def video(self, path: str | PathLike, top: int = 10, shortlist: int | None = None) -> Results:
+        """The `top` videos that are most like the one in this file; else as `text`.
+
+        Raises VideoReadError for a file that is no video.
+        """
+        started = time.perf_counter()
+        return self._results(started, self.encoder.video_query(path), str(path), top, shortlist)
+
+    def similar(self, path: str, top: int = 10, shortlist: int | None = None) -> Results:
+        """The `top` other videos of the index that are most like this one of it; else as `text`.
+
+        Raises ValueError for a path that the index does not have.
+        """
+        started = time.perf_counter()
+        return self._results(started, as_query(self.store.example(path)), path, top, shortlist, left_out=path)
+
+    def rank(self, query: Query, top: int = 10, shortlist: int | None = None) -> Ranking:
+        """The `top` videos for a query that is encoded already; equal scores are in the order of their paths."""
+        for name, value in (("top", top), ("shortlist", shortlist)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} {value} must be at least 1")
+        if shortlist is None and isinstance(self.store, LocalStore):
+            paths, videos = self.store.paths, self.store.vectors
+        else:
+            paths, videos = self.store.candidates(query, shortlist or max(top, DEFAULT_SHORTLIST))
+        found = scores(query, videos, self.encoder)
+        places = highest(found, top, paths)
+        return Ranking([paths[place] for place in places], found[places], videos.take(places), len(paths))
+
+    def _results(
+        self, started: float, query: Query, asked: str, top: int, shortlist: int | None, left_out: str | None = None
+    ) -> Results:
+        ranking = self.rank(query, top if left_out is None else top + 1, shortlist)
+        kept = np.array([place for place, path in enumerate(ranking.paths) if path != left_out], dtype=np.int64)[:top]
+        paths = [ranking.paths[place] for place in kept]
+        hits = describe(query, asked, paths, ranking.scores[kept], ranking.videos.take(kept), self.encoder)
+        notices = query.notice, cross_encoder_notice(self.encoder.config.sim_header, query, ranking.scanned)
+        query = replace(query, notice="; ".join(filter(None, notices)))
+        return Results(query, asked, hits, time.perf_counter() - started, ranking.scanned)
+
+
+def cross_encoder_notice(sim_header: str, query: Query, scanned: int) -> str:
+    """What is to be known of a search with a head that reads a sentence and a video together."""
+    if sim_header in TIGHT_HEADERS and query.is_video:
+        return (
+            f"the head {sim_header} reads no videos as queries: these are compared by the cosine of their mean frames"
+        )
+    if sim_header in TIGHT_HEADERS and scanned > MANY_PAIRS:
+        return f"the head {sim_header} has read each of {scanned} videos with the query: --shortlist 200 is faster"
+    return ""
+
+
+def as_query(video: VideoVectors) -> Query:
+    """One video as an example."""
+    names = tuple(f"{second:g}" for second in video.seconds)
+    return Query(video.frames, video.weights, video.pooled[0], float(video.floors[0]), names, is_video=True)
+
+
+def check_same_encoder(store: Store, encoder: Encoder) -> None:
+    """Raise ValueError where the store's vectors are those of another encoder, with the settings that differ."""
+    if store.fingerprint == encoder.fingerprint:
+        return
+    if not store.fingerprint:
+        raise ValueError("the index has no videos yet; python -m scripts.index FOLDER --index DIR makes one")
+    names = sorted({*store.settings, *encoder.settings} - {"init_model"})
+    pairs = [(name, store.settings.get(name), encoder.settings.get(name)) for name in names]
+    differing = [f"{name} {old!r} of the index, {new!r} here" for name, old, new in pairs if old != new]
+    raise ValueError(
+        "the index was made with another model: "
+        + ("; ".join(differing) or "its weights are others, though the settings are the same")
+    )
