@@ -7,6 +7,7 @@ apart. Pure functions of tensors; only the heads `ti` and `wti` score words by f
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 
@@ -128,7 +129,13 @@ def readable(word: str) -> str:
     """The text of one word's tokens, which are written in printable stand-ins for the bytes of UTF-8."""
     if word in SPECIAL_WORDS:
         return SPECIAL_WORDS[word]
+    byte_of = bytes_of_characters()
+    return bytes(byte_of[character] for character in word.removesuffix(WORD_END)).decode("utf-8", errors="replace")
+
+
+@cache
+def bytes_of_characters() -> dict[str, int]:
+    """The byte that each stand-in of CLIP's vocabulary is for."""
     from open_clip.tokenizer import bytes_to_unicode  # seconds to import; where tokens are, it is imported already
 
-    byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
-    return bytes(byte_of[character] for character in word.removesuffix(WORD_END)).decode("utf-8", errors="replace")
+    return {character: byte for byte, character in bytes_to_unicode().items()}

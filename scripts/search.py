@@ -14,6 +14,7 @@ from pathlib import Path
 from dataloaders.rawvideo_util import VideoReadError
 from video_search.clips import shown
 from video_search.search import Results, VideoSearch
+from video_search.stores import add_store_flags, open_store
 from video_search.vectors import Word
 
 BEST_SECONDS = 3
@@ -62,26 +63,6 @@ def as_json(results: Results, folder: Path) -> str:
     return json.dumps({**about, "seconds": results.seconds, "scanned": results.scanned, "hits": hits}, indent=1)
 
 
-def add_store_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that name an index, and the model that it was made with."""
-    parser.add_argument("--index", default="runs/index", help="folder of the index")
-    parser.add_argument("--store", choices=("local", "qdrant"), default="local", help="where the vectors lie")
-    parser.add_argument("--url", help="of the Qdrant server, or the folder of its embedded mode")
-    parser.add_argument("--collection", default="videos", help="in Qdrant")
-    parser.add_argument("--init_model", help="checkpoint; the index remembers where that which made it lies")
-
-
-def open_search(args: argparse.Namespace) -> VideoSearch:
-    """The search that these flags name; OSError and ValueError where there is none."""
-    if args.store == "local":
-        return VideoSearch.open(args.index, args.init_model)
-    if args.url is None:
-        raise ValueError("--store qdrant needs --url")
-    from video_search.qdrant_store import QdrantStore  # an optional package
-
-    return VideoSearch.open(store=QdrantStore.open(args.url, args.collection), init_model=args.init_model)
-
-
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked = parser.add_mutually_exclusive_group(required=True)
@@ -93,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     add_store_flags(parser)
+    parser.add_argument("--init_model", help="checkpoint, if it is not where the index remembers it")
     return parser
 
 
@@ -100,7 +82,8 @@ def main(argv: list[str] | None = None) -> None:
     """Search as the command line asks, and print what was found; what the user should know goes to stderr."""
     args = build_parser().parse_args(argv)
     try:
-        search = open_search(args)
+        store = open_store(args)
+        search = VideoSearch.open(store=store, init_model=args.init_model)
         if args.video is None:
             results = search.text(args.text, args.top, args.shortlist)
         else:

@@ -58,7 +58,17 @@ def test_files_and_log_lines_are_clip4clips(folder, tmp_path):
     main_task_retrieval.main(train_flags(folder, tmp_path, "--sim_header", "wti"))
     expected = [f"pytorch_{kind}.bin.{epoch}" for kind in ("model", "opt") for epoch in (0, 1)]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        [*expected, "log.txt", "metrics.json", "ranks.csv", "resume"]
+        [
+            *expected,
+            "flags.json",
+            "gallery.csv",
+            "log.txt",
+            "metrics.json",
+            "metrics.jsonl",
+            "ranks.csv",
+            "resume",
+            "tensorboard",
+        ]  # fmt: skip
     )
     log = log_of(tmp_path)
     for line in (

@@ -202,7 +202,7 @@ def test_other_ranks_write_nothing(tmp_path, monkeypatch, is_main):
     evaluator = Evaluator(args, model, None, PROCESS)
     evaluator.after_epoch(0, folder / "pytorch_model.bin.0")
     evaluator.finish()
-    written = {"holdout.txt", "metrics.json", "ranks.csv"} if is_main else set()
+    written = {"gallery.csv", "holdout.txt", "metrics.json", "metrics.jsonl", "ranks.csv"} if is_main else set()
     assert {path.name for path in folder.iterdir()} == written
     score = eval_epoch(args, model, loader, PROCESS, RunRecord(flags(folder)))
     assert (score is not None) == is_main

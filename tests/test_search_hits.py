@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modules.explanation import whole_words
 from modules.tokenization_clip import END_TOKEN, START_TOKEN
 from tests.test_search_scoring import random_query, random_videos
 from video_search.hits import describe, moments_of, token_words
@@ -36,7 +37,7 @@ def test_shares_of_words_by_hand():
     """A skateboarder of two tokens, east and north, in a video that shows north at 2 s, west at 5 s, both at 7 s."""
     query = query_of([EAST, NORTH, WEST], [0.5, 0.3, 0.2], ["skate", "boarder</w>", "falls</w>"])
     video = video_of([NORTH, WEST, (EAST + NORTH) * np.float32(np.sqrt(0.5))], [0.75, 0.25, 0], [2, 5, 7])
-    skateboarder, falls = token_words(query, video)
+    skateboarder, falls = token_words(query, whole_words(query.names), video)
     assert (skateboarder.text, falls.text) == ("skateboarder", "falls")
     assert (skateboarder.weight, falls.weight) == pytest.approx((0.8, 0.2))
     # its tokens match best by cos 45 degrees and 1; the first frame matches it best, by 1
@@ -53,7 +54,7 @@ def test_shares_of_words_by_hand():
 def test_shares_of_all_words_sum_to_the_score(words, frames, seed, query_floor):
     video = random_videos([frames], seed)
     query = random_query(words, floor=query_floor, names=(START_TOKEN, "a</w>", "b", "c</w>", END_TOKEN)[:words])
-    total = sum(word.share for word in token_words(query, video))
+    total = sum(word.share for word in token_words(query, whole_words(query.names), video))
     assert total == pytest.approx(interaction(query, video).item(), abs=1e-6)
 
 

@@ -24,7 +24,8 @@ def describe(
     if query.is_video:
         words = [()] * len(videos)
     elif encoder.config.sim_header in TOKEN_HEADERS:
-        words = [token_words(query, video) for video in singles]
+        named = whole_words(query.names)
+        words = [token_words(query, named, video) for video in singles]
     else:
         words = words_left_out(query, text, videos, encoder)
     return tuple(
@@ -47,8 +48,8 @@ def moments_of(query: Query, video: VideoVectors) -> tuple[Moment, ...]:
     )
 
 
-def token_words(query: Query, video: VideoVectors) -> tuple[Word, ...]:
-    """The words of a token head, whose shares of the score of one video sum to that score.
+def token_words(query: Query, named: list[tuple[str, list[int]]], video: VideoVectors) -> tuple[Word, ...]:
+    """The `whole_words` of a query of a token head, whose shares of the score of one video sum to that score.
 
     A word's share is half of its weight times its best cosine, and the same of each frame that it is the best word of;
     a word of several tokens has theirs together.
@@ -63,7 +64,7 @@ def token_words(query: Query, video: VideoVectors) -> tuple[Word, ...]:
             share=shares[places].sum().item(),
             second=float(video.seconds[parts.cosines[places].amax(dim=0).argmax()]),
         )
-        for word, places in whole_words(query.names)
+        for word, places in named
     )
 
 

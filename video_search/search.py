@@ -73,9 +73,7 @@ class VideoSearch:
         for a checkpoint or a flag that the vectors of the index were not made with.
         """
         store = LocalStore.open(index) if store is None else store
-        remembered = {name: value for name, value in store.settings.items() if name != "init_model"}
-        init_model = init_model or store.settings.get("init_model")
-        return cls(store, Encoder.load(init_model, **{**remembered, **flags}))
+        return cls(store, Encoder.load(init_model, store.settings, **flags))
 
     def __len__(self) -> int:
         return len(self.store)
