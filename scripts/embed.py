@@ -34,7 +34,7 @@ from video_search.vectors import VideoVectors
 
 
 def list_videos(places: list[str]) -> tuple[list[str], list[BadFile]]:
-    """The files among the places, and all videos below the folders, in order; and those whose names are no text."""
+    """The files among the places and all videos below the folders, each once; and those whose names are no text."""
     files, unwritable = [], []
     for place in places:
         if Path(place).is_dir():
@@ -43,15 +43,14 @@ def list_videos(places: list[str]) -> tuple[list[str], list[BadFile]]:
             unwritable += bad
         else:
             files.append(str(require_path(place, "--videos")))
-    return files, unwritable
+    return list(dict.fromkeys(files)), unwritable
 
 
 def embed_videos(encoder: Encoder, files: list[str], processes: int) -> tuple[dict[str, np.ndarray], list[BadFile]]:
     """The arrays of all videos that can be read, in the order of the files, and those that cannot."""
     results = dict(encoder.videos(files, processes, progress=True))
     bad = [results[file] for file in files if isinstance(results[file], BadFile)]
-    names = [file for file in results if not isinstance(results[file], BadFile)]
-    names.sort(key={file: place for place, file in enumerate(files)}.get)
+    names = [file for file in files if not isinstance(results[file], BadFile)]
     if not names:
         return {}, bad
     joined = VideoVectors.joined([results[name] for name in names])

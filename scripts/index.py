@@ -64,6 +64,8 @@ def index(args: argparse.Namespace) -> None:
     """Update the index that the flags name, and say what was done."""
     if args.num_workers < 0:
         raise ValueError(f"--num_workers {args.num_workers} must not be negative")
+    if not Path(args.folder).is_dir():  # said before a store is made and weights are fetched
+        raise NotADirectoryError(f"{args.folder} is no folder of videos")
     store = open_store(args, for_writing=True)
     try:
         encoder = Encoder.load(settings=store.settings, **given_flags(args))

@@ -73,7 +73,7 @@ def write_checkpoint(folder: Path, sim_header: str, agg_module: str = "none", **
         torch.save(weights, clip)
     flags = {
         "pretrained_clip_name": str(clip), "sim_header": sim_header, "agg_module": agg_module, "max_words": 12,
-        "max_frames": 5, "cross_num_hidden_layers": 1, **flags,
+        "max_frames": 4, "cross_num_hidden_layers": 1, **flags,
     }  # fmt: skip
     torch.manual_seed(0)
     model = CLIP4Clip.from_pretrained("cross-base", task_config=SimpleNamespace(**flags))

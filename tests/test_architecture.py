@@ -91,7 +91,8 @@ ALLOWED_IMPORTS = {
 # what may be called while a file is imported: these build a value and touch nothing else
 PURE_CALLS = {
     "logging.getLogger", "math.log", "re.compile", "Path", "partial", "frozenset", "tuple",
-    "dataclass", "field", "contextmanager", "property", "cache", "staticmethod", "classmethod", "record", "torch.no_grad",
+    "dataclass", "field", "contextmanager", "property", "cache", "staticmethod", "classmethod", "record",
+    "torch.no_grad",
     "Field", "Query",  # what video_search.web says of a parameter's range
     "Flag",  # a row of video_search.encoder_flags
     "polygon", "star_polygon", "cross_polygon", "_loaders",

@@ -32,6 +32,7 @@ def test_videos_in_files_and_folders(videos, flags, tmp_path):
     (tmp_path / "letter.mp4").write_text("Dear Sir")
     files = sorted(videos.glob("*.mp4"))
     places = [files[2], tmp_path / "letter.mp4", videos]
+    rows = [files[2], files[0], files[1], files[3]]
     output = tmp_path / "videos.npz"
     run = run_python("-m", "scripts.embed", "--videos", *places, "--output", output, "--num_workers", "2",
                      *as_arguments(flags))  # fmt: skip
@@ -39,12 +40,12 @@ def test_videos_in_files_and_folders(videos, flags, tmp_path):
     assert "letter.mp4" in run.stderr
     encoder = Encoder.load(**flags)
     with np.load(output) as arrays:
-        assert arrays["names"].tolist() == [str(file) for file in files[2:3] + files]
+        assert arrays["names"].tolist() == [str(file) for file in rows]
         assert set(arrays) == {"names", "pooled", "counts", "vectors", "weights", "floors", "seconds", "settings"}
         assert json.loads(str(arrays["settings"])) == encoder.settings
         ends = np.cumsum(arrays["counts"])
         expected = dict(encoder.videos(files, processes=0))
-        for row, file in enumerate(files[2:3] + files):
+        for row, file in enumerate(rows):
             part = slice(ends[row] - arrays["counts"][row], ends[row])
             video = expected[file]
             for name, array in (("vectors", video.frames), ("weights", video.weights), ("seconds", video.seconds)):

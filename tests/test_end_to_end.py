@@ -57,19 +57,8 @@ def test_every_head_trains_and_its_checkpoint_repeats_the_numbers(folder, tmp_pa
 def test_files_and_log_lines_are_clip4clips(folder, tmp_path):
     main_task_retrieval.main(train_flags(folder, tmp_path, "--sim_header", "wti"))
     expected = [f"pytorch_{kind}.bin.{epoch}" for kind in ("model", "opt") for epoch in (0, 1)]
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        [
-            *expected,
-            "flags.json",
-            "gallery.csv",
-            "log.txt",
-            "metrics.json",
-            "metrics.jsonl",
-            "ranks.csv",
-            "resume",
-            "tensorboard",
-        ]  # fmt: skip
-    )
+    expected += ["flags.json", "gallery.csv", "log.txt", "metrics.json", "metrics.jsonl", "ranks.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*expected, "resume", "tensorboard"])
     log = log_of(tmp_path)
     for line in (
         r"Epoch: 1/2, Step: 1/2, Lr: [\d.-]+, Loss: \d+\.\d+, Time/step: \d+\.\d+",

@@ -1,0 +1,72 @@
+"""The flags of `main_task_retrieval.py` as Markdown tables, one for each group: `python -m scripts.flag_tables`
+
+The README holds them between two marker lines; `--write README.md` puts them there anew, and a test compares.
+"""
+
+import argparse
+from pathlib import Path
+
+from arguments import build_parser
+
+FIRST_LINE = "<!-- flags: written by scripts/flag_tables.py -->"
+LAST_LINE = "<!-- end of flags -->"
+
+
+def flag_tables(parser: argparse.ArgumentParser) -> str:
+    """A folding section with a table for each group of the parser's flags."""
+    return "\n".join(table(group) for group in parser._action_groups if flags_of(group))
+
+
+def flags_of(group) -> list[argparse.Action]:
+    """The flags of one group, without `--help`."""
+    return [action for action in group._group_actions if action.dest != "help"]
+
+
+def table(group) -> str:
+    """One group: its title, and a row for each flag."""
+    rows = [f"| `{action.option_strings[0]}` | {default(action)} | {meaning(action)} |" for action in flags_of(group)]
+    title = f"<details><summary>{group.title} ({len(rows)})</summary>"
+    return "\n".join([title, "", "| flag | default | |", "|---|---|---|", *rows, "", "</details>", ""])
+
+
+def default(action: argparse.Action) -> str:
+    """What the flag is when it is not given."""
+    if action.required:
+        return "required"
+    if action.default in (None, False, ""):
+        return ""
+    return f"`{action.default}`"
+
+
+def meaning(action: argparse.Action) -> str:
+    """Help and choices."""
+    text = (action.help or "").strip().replace("%%", "%").replace("|", "\\|")
+    choices = ", ".join(f"`{choice}`" for choice in action.choices or ())
+    return "; ".join(filter(None, (text, choices)))
+
+
+def put_into(text: str, tables: str) -> str:
+    """The text with these tables between the marker lines; ValueError where it lacks them."""
+    before, first, rest = text.partition(FIRST_LINE)
+    _, last, after = rest.partition(LAST_LINE)
+    if not (first and last):
+        raise ValueError(f"the text has no lines {FIRST_LINE} and {LAST_LINE}")
+    return f"{before}{FIRST_LINE}\n\n{tables}\n{LAST_LINE}{after}"
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", type=Path, metavar="FILE", help="file with the marker lines, instead of the terminal")
+    args = parser.parse_args(argv)
+    tables = flag_tables(build_parser())
+    if args.write is None:
+        print(tables)
+        return
+    try:
+        args.write.write_text(put_into(args.write.read_text(encoding="utf-8"), tables), encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"flag_tables: {args.write}: {error}") from error
+
+
+if __name__ == "__main__":
+    main()
