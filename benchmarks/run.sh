@@ -28,3 +28,5 @@ run step benchmarks.step
 run similarity benchmarks.similarity
 run evaluation benchmarks.evaluation
 run checkpoint benchmarks.checkpoint
+run search benchmarks.search
+run qdrant benchmarks.qdrant

@@ -56,7 +56,7 @@ def put_into(text: str, tables: str) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", type=Path, metavar="FILE", help="file with the marker lines, instead of the terminal")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="file with the marker lines")
     args = parser.parse_args(argv)
     tables = flag_tables(build_parser())
     if args.write is None:
