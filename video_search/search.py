@@ -17,7 +17,7 @@ import numpy as np
 from modules.configuration import TIGHT_HEADERS
 from video_search.encoder import Encoder
 from video_search.hits import describe
-from video_search.indexing import Store
+from video_search.indexing import Store, check_same_encoder
 from video_search.local_store import LocalStore
 from video_search.scoring import scores
 from video_search.scoring import top as highest
@@ -56,7 +56,9 @@ class VideoSearch:
     """The videos of a store, and the encoder that their vectors were made with; for one thread at a time."""
 
     def __init__(self, store: Store, encoder: Encoder):
-        """Raises ValueError where the vectors of `store` are those of another encoder."""
+        """Raises ValueError where `store` has no videos yet, or the vectors of another encoder."""
+        if not store.fingerprint:
+            raise ValueError("the index has no videos yet; python -m scripts.index FOLDER --index DIR makes one")
         check_same_encoder(store, encoder)
         self.store = store
         self.encoder = encoder
@@ -143,18 +145,3 @@ def as_query(video: VideoVectors) -> Query:
     """One video as an example."""
     names = tuple(f"{second:g}" for second in video.seconds)
     return Query(video.frames, video.weights, video.pooled[0], float(video.floors[0]), names, is_video=True)
-
-
-def check_same_encoder(store: Store, encoder: Encoder) -> None:
-    """Raise ValueError where the store's vectors are those of another encoder, with the settings that differ."""
-    if store.fingerprint == encoder.fingerprint:
-        return
-    if not store.fingerprint:
-        raise ValueError("the index has no videos yet; python -m scripts.index FOLDER --index DIR makes one")
-    names = sorted({*store.settings, *encoder.settings} - {"init_model"})
-    pairs = [(name, store.settings.get(name), encoder.settings.get(name)) for name in names]
-    differing = [f"{name} {old!r} of the index, {new!r} here" for name, old, new in pairs if old != new]
-    raise ValueError(
-        "the index was made with another model: "
-        + ("; ".join(differing) or "its weights are others, though the settings are the same")
-    )
