@@ -71,6 +71,7 @@ def index(args: argparse.Namespace) -> None:
         encoder = Encoder.load(settings=store.settings, **given_flags(args))
         summary = update(store, args.folder, encoder, args.num_workers, args.moved, args.retry_bad, progress=True)
         if isinstance(store, LocalStore):
+            store.compact()
             write_bad_files(store.index / "bad_videos.csv", summary.bad)
         show_bad_files(summary.bad)
         print(describe(summary, store))

@@ -88,7 +88,9 @@ def write_checkpoint(folder: Path, sim_header: str, agg_module: str = "none", **
 def run_update(index: Path, folder: Path, encoder: FakeEncoder, **options) -> indexing.Summary:
     store = LocalStore.open_for_writing(index)
     try:
-        return indexing.update(store, folder, encoder, **options)
+        summary = indexing.update(store, folder, encoder, **options)
+        store.compact()
+        return summary
     finally:
         store.close()
 

@@ -44,7 +44,7 @@ def test_real_videos(tmp_path, real_clips, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing"], "index: no such folder: nothing"),
+        (["nothing"], "index: nothing is no folder of videos"),
         ([".", "--num_workers", "-1"], "index: --num_workers -1"),
         ([".", "--store", "qdrant"], "index: --store qdrant needs --url"),
         ([".", "--init_model", "nothing.bin"], "index: --init_model: no file at .*/nothing.bin"),

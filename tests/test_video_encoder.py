@@ -157,7 +157,9 @@ def test_the_batch_changes_nothing(folder, files, monkeypatch):
     encoder = load(folder, ("wti", "seqTransf"))
     together = dict(encoder.videos(files, processes=0))
     monkeypatch.setattr(encoder_module, "FRAMES_AT_ONCE", 1)
-    for file, alone in encoder.videos(files[::-1], processes=0):
+    each_alone = list(encoder.videos(files[::-1], processes=0))
+    assert [file for file, _ in each_alone] == files[::-1]
+    for file, alone in each_alone:
         for name, array in vars(alone).items():
             np.testing.assert_allclose(getattr(together[file], name), array, rtol=1e-4, atol=1e-6)
     texts = [f"{text} {number}" for number in range(30) for text in TEXTS]  # more than go at once

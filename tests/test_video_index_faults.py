@@ -82,17 +82,19 @@ def test_a_killed_later_update_goes_on(made, videos, encoder, monkeypatch, commi
     killed(run_update, made, videos, DyingEncoder(3))
     with (made / "frames-0.f32").open("ab") as file:
         file.write(b"what a killed update left behind")
+    shutil.copyfile(made / "frames-0.f32", made / "frames-7.f32")
     assert len(LocalStore.open(made)) == 7 + done
     assert counts(run_update(made, videos, encoder)) == (5 - done, 0, 0, 7 + done, 0)
     check_index(made, videos)
+    assert len(list(made.glob("*.f32"))) == 3
 
 
-def die_at_second_replacement(index: Path, folder: Path) -> None:
+def die_before_the_new_generation_counts(index: Path, folder: Path) -> None:
     replacements, replace = [], os.replace
 
     def replace_or_die(*names):
         replacements.append(names)
-        if len(replacements) == 2:
+        if len(replacements) == 3:  # of index.json: by the update, before the copy and after it
             os.kill(os.getpid(), signal.SIGKILL)
         replace(*names)
 
@@ -103,7 +105,7 @@ def die_at_second_replacement(index: Path, folder: Path) -> None:
 def test_killed_between_two_generations(made, videos, encoder):
     for name in "abcd":
         (videos / f"{name}.mp4").unlink()
-    killed(die_at_second_replacement, made, videos)
+    killed(die_before_the_new_generation_counts, made, videos)
     assert (made / "frames-0.f32").exists()
     assert (made / "frames-1.f32").exists()
     check_index(made, videos)

@@ -7,8 +7,8 @@
     INDEX/writer.lock     held by the process that writes
 
 The arrays of a generation G are only ever appended to, and index.json says how much of them counts. What a killed
-update left behind that is cut off by the next one. Videos that are removed or replaced leave dead rows; when these are
-more than a quarter, the live ones are copied to generation G + 1. Readers that have the old files open go on.
+update left behind that is cut off by the next one. Videos that are removed or replaced leave dead rows, until `compact`
+copies the live ones to generation G + 1. Readers that have the old files open go on.
 """
 
 import fcntl
@@ -28,7 +28,6 @@ FORMAT = 1
 INDEX_FILE = "index.json"
 LOCK_FILE = "writer.lock"
 ARRAYS = ("frames", "pooled", "tokens")
-DEAD_SHARE = 0.25
 VIDEOS_AT_ONCE = 1000  # copied to a new generation
 HOW_TO_MAKE = "python -m scripts.index FOLDER --index DIR makes one"
 
@@ -170,8 +169,25 @@ class LocalStore:
                 file.flush()
                 os.fsync(file.fileno())
         self._write_contents()
-        if len(self._videos) < (1 - DEAD_SHARE) * self._rows:
-            self._compact()
+
+    def compact(self) -> None:
+        """Copy the live rows to a new generation, and remove the old one, where there are dead rows.
+
+        Readers that open an index with dead rows would each have to copy the others.
+        """
+        if len(self._videos) == self._rows:
+            return
+        self.commit()
+        before, states = self._contents(), self.files()
+        self._close_files()
+        self._generation, self._rows, self._frames, self._videos = self._generation + 1, 0, 0, {}
+        rows = list(before.videos.items())
+        for first in range(0, len(rows), VIDEOS_AT_ONCE):
+            some = dict(rows[first : first + VIDEOS_AT_ONCE])
+            vectors = read_vectors(self.index, before._replace(videos=some))
+            self._append(list(some), [states[path] for path in some], vectors)
+        self.commit()
+        self._remove_other_generations()
 
     def candidates(self, query: Query, count: int) -> tuple[list[str], VideoVectors]:
         """The `count` videos whose pooled vectors are nearest to the query's."""
@@ -231,18 +247,6 @@ class LocalStore:
                 sync(self.index)
             finally:
                 temporary.unlink(missing_ok=True)
-
-    def _compact(self) -> None:
-        """Write the live rows as a new generation, and remove the old one."""
-        vectors, videos, states = read_vectors(self.index, self._contents()), self._videos, self.files()
-        self._close_files()
-        self._generation, self._rows, self._frames, self._videos = self._generation + 1, 0, 0, {}
-        paths = list(videos)
-        for first in range(0, len(paths), VIDEOS_AT_ONCE):
-            some = paths[first : first + VIDEOS_AT_ONCE]
-            self._append(some, [states[path] for path in some], vectors.take(np.arange(first, first + len(some))))
-        self.commit()
-        self._remove_other_generations()
 
     def _remove_other_generations(self) -> None:
         """Remove the arrays that index.json does not name: left behind, or cut short, by a killed update."""
