@@ -80,6 +80,7 @@ def train(args, model: CLIP4Clip, train_loader, sampler, evaluator: Evaluator, p
             state.next_epoch()
     finally:  # so that nothing is said after the cause of an error
         state.finish()
+        state.stop.forget()
 
 
 def over_ranks(args, model: CLIP4Clip, process: util.Process):

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -168,18 +169,28 @@ class StopRequest:
 
     def __init__(self):
         self.is_set = self.is_answered = False
+        self._handlers_before: dict[int, Any] = {}
 
     def listen(self) -> None:
         """Handle the signals from here on; a thread other than the main one cannot, and leaves them as they are."""
         if threading.current_thread() is not threading.main_thread():
             return
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            signal.signal(number, self._handle)
+            self._handlers_before[number] = signal.signal(number, self._handle)
         if is_launched():
             reader, self._writer = socket.socketpair()
             self._writer.setblocking(False)
             signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
             threading.Thread(target=self._leave_in_the_end, args=(reader,), daemon=True).start()
+
+    def forget(self) -> None:
+        """Give the signals back to who handled them before `listen`, as a program that goes on needs.
+
+        A launched process does not: its launcher may signal it once more while it leaves, and its exit code counts.
+        """
+        if not is_launched():
+            for number, handler in self._handlers_before.items():
+                signal.signal(number, handler)
 
     def _handle(self, number: int, frame) -> None:
         if number == signal.SIGINT:

@@ -19,11 +19,13 @@ The arrays of the file, of N videos or texts with M vectors in all, width D; `nu
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 
+from dataloaders.annotation_files import read_text
 from dataloaders.annotations import require_path
 from dataloaders.worker_pool import available_cores
 from modules.file_utils import naming_the_file
@@ -74,8 +76,9 @@ def embed_texts(encoder: Encoder, texts: list[str]) -> dict[str, np.ndarray]:
 
 def read_texts(path: str) -> list[str]:
     """The lines of a file. Raises ValueError for a line without words, naming it, and where there is no line."""
-    lines = require_path(path, "--texts").read_text(encoding="utf-8").splitlines()
-    if not lines:
+    # at line ends alone: str.splitlines would also split at characters that a text may have in it
+    lines = re.split(r"\r?\n", read_text(path, "--texts").rstrip("\r\n"))
+    if lines == [""]:
         raise ValueError(f"--texts {path} is empty")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -103,6 +106,8 @@ def embed(args: argparse.Namespace) -> None:
         raise ValueError(f"--num_workers {args.num_workers} must not be negative")
     if args.output.suffix != ".npz":
         raise ValueError(f"--output {args.output} must end in .npz")
+    if not args.output.parent.is_dir():
+        raise NotADirectoryError(f"--output {args.output}: there is no folder {args.output.parent}")
     texts = read_texts(args.texts) if args.texts else []
     files, bad = list_videos(args.videos or [])
     encoder = Encoder.load(**given_flags(args))

@@ -83,7 +83,7 @@ def test_texts_line_by_line(flags, tmp_path, capsys):
         (["--texts", "gap.txt"], "gap.txt: line 2 is empty"),
         (["--texts", "empty.txt"], "empty.txt is empty"),
         (["--texts", "letter.mp4", "--output", "x.csv"], "must end in .npz"),
-        (["--texts", "letter.mp4", "--output", "no/folder/x.npz"], "cannot be written|No such file"),
+        (["--texts", "letter.mp4", "--output", "no/folder/x.npz"], "there is no folder no/folder"),
         (["--texts", "letter.mp4", "--num_workers", "-1"], "--num_workers -1"),
     ],
 )

@@ -127,6 +127,9 @@ def stop_after(monkeypatch, step: int) -> None:
         def listen(self):
             calls.append("started")
 
+        def forget(self):
+            calls.clear()
+
         @property
         def is_set(self):
             return len(calls) > step

@@ -82,12 +82,18 @@ def resolve_flags(init_model: str | os.PathLike | None, settings: Mapping | None
         # A plain file of weights tells nothing that the checkpoint lacks, so that its copy elsewhere is whole.
         values["pretrained_clip_name"] = FLAGS["pretrained_clip_name"].default
     values |= given | {"init_model": checkpoint}
-    if Path(values["pretrained_clip_name"]).expanduser().is_file():
-        values["pretrained_clip_name"] = os.path.abspath(os.path.expanduser(values["pretrained_clip_name"]))
+    values["pretrained_clip_name"] = with_whole_path(values["pretrained_clip_name"])
     for name in ("feature_framerate", "max_frames"):
         if values[name] < 1:
             raise ValueError(f"--{name} {values[name]} must be at least 1")
     return values
+
+
+def with_whole_path(clip_name: str) -> str:
+    """The name, in which FILE or MODEL:FILE has its whole path: a search may start in another folder."""
+    model, colon, file = clip_name.rpartition(":")
+    path = os.path.expanduser(file)
+    return f"{model}{colon}{os.path.abspath(path)}" if os.path.isfile(path) else clip_name
 
 
 def locate_checkpoint(given: str, remembered: str) -> str:

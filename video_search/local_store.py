@@ -105,6 +105,8 @@ class LocalStore:
         other kinds.
         """
         index = Path(index)
+        if index.exists() and not index.is_dir():
+            raise NotADirectoryError(f"--index {index} is a file, not a folder")
         if not (index / INDEX_FILE).is_file() and index.is_dir():
             others = sorted(file.name for file in index.iterdir() if not is_ours(file.name))
             if others:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from modules.configuration import TIGHT_HEADERS
-from video_search.encoder import Encoder
+from video_search.encoder import Encoder, as_query
 from video_search.hits import describe
 from video_search.indexing import Store, check_same_encoder
 from video_search.local_store import LocalStore
@@ -121,8 +121,11 @@ class VideoSearch:
     def _results(
         self, started: float, query: Query, asked: str, top: int, shortlist: int | None, left_out: str | None = None
     ) -> Results:
-        ranking = self.rank(query, top if left_out is None else top + 1, shortlist)
-        kept = np.array([place for place, path in enumerate(ranking.paths) if path != left_out], dtype=np.int64)[:top]
+        if left_out is not None:
+            top, shortlist = top + 1, None if shortlist is None else shortlist + 1
+        ranking = self.rank(query, top, shortlist)
+        kept = np.array([place for place, path in enumerate(ranking.paths) if path != left_out], dtype=np.int64)
+        kept = kept[: top - (left_out is not None)]
         paths = [ranking.paths[place] for place in kept]
         hits = describe(query, asked, paths, ranking.scores[kept], ranking.videos.take(kept), self.encoder)
         notices = query.notice, cross_encoder_notice(self.encoder.config.sim_header, query, ranking.scanned)
@@ -139,9 +142,3 @@ def cross_encoder_notice(sim_header: str, query: Query, scanned: int) -> str:
     if sim_header in TIGHT_HEADERS and scanned > MANY_PAIRS:
         return f"the head {sim_header} has read each of {scanned} videos with the query: --shortlist 200 is faster"
     return ""
-
-
-def as_query(video: VideoVectors) -> Query:
-    """One video as an example."""
-    names = tuple(f"{second:g}" for second in video.seconds)
-    return Query(video.frames, video.weights, video.pooled[0], float(video.floors[0]), names, is_video=True)
