@@ -88,6 +88,8 @@ class Ranks:
         context.set_forkserver_preload(["pytest", "open_clip.tokenizer", "tests.fault_worker"])
         logs.mkdir(parents=True, exist_ok=True)
         self.logs = [logs / f"rank{rank}.txt" for rank in range(max(world_size, 1))]
+        for log in self.logs:
+            log.touch()  # so that it can be read before its rank has started
         port = free_port()
         self.processes = [
             context.Process(target=run_rank, args=(rank, world_size, port, flags, str(log), fault))
