@@ -11,7 +11,6 @@ import argparse
 import logging
 from pathlib import Path
 
-import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -24,7 +23,7 @@ from modules.checkpoint import check_evaluable, checkpoint_epoch
 from modules.configuration import CLIP4ClipConfig
 from modules.distributed import local_main_process_first
 from modules.file_utils import cached_path
-from modules.initialization import convert_clip_to_float16, freeze_clip_layers, read_state_dict
+from modules.initialization import check_vocabulary, freeze_clip_layers, read_state_dict, set_precision
 from modules.modeling import CLIP4Clip
 from modules.module_clip import set_grad_checkpointing
 from modules.tokenization_clip import SimpleTokenizer
@@ -34,8 +33,6 @@ from training import train
 from training import train_epoch as train_epoch  # and this
 
 logger = logging.getLogger(__name__)
-
-AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def check_files(args: argparse.Namespace) -> None:
@@ -120,19 +117,13 @@ def init_model(args: argparse.Namespace, process: util.Process, vocabulary: int)
     model = CLIP4Clip.from_pretrained(
         args.cross_model, state_dict=weights, cache_dir=args.cache_dir or None, task_config=args
     )
-    if model.clip.vocab_size < vocabulary:
-        raise ValueError(
-            f"the CLIP of --pretrained_clip_name {args.pretrained_clip_name} knows {model.clip.vocab_size} tokens, "
-            f"but the tokenizer has {vocabulary}"
-        )
+    check_vocabulary(model.clip, vocabulary, args.pretrained_clip_name)
     if not args.do_train:
         check_evaluable(model.config, model.weight_report, weights, args.init_model)
     else:
         frozen = freeze_clip_layers(model.clip, args.freeze_layer_num)
         logger.info("%d of CLIP's weights are frozen (--freeze_layer_num %d)", len(frozen), args.freeze_layer_num)
-    if args.precision == "clip_fp16":
-        convert_clip_to_float16(model.clip)
-    model.autocast_dtype = AUTOCAST_TYPES.get(args.precision)
+    set_precision(model, args.precision)
     set_grad_checkpointing(model, args.grad_checkpointing)
     if args.compile:
         model.clip.visual.compile()

@@ -29,6 +29,7 @@ OPENAI_CLIPS = {
 OPENAI_CONTEXT_LENGTH = 77
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of RGB in [0, 1]; from CLIP's repository
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 CLIP_CACHE = Path("~/.cache/clip")  # where OpenAI's package and open_clip keep their downloads
 
 # options of open_clip configurations that change only sizes, which we read from the weights, or only training
@@ -329,6 +330,22 @@ def freeze_clip_layers(clip: CLIP, freeze_layer_num: int) -> list[str]:
             parameter.requires_grad_(False)
             frozen.append(name)
     return frozen
+
+
+def check_vocabulary(clip: CLIP, vocabulary: int, clip_name: str) -> None:
+    """Raise ValueError where the tokenizer has more tokens than the CLIP of `--pretrained_clip_name` knows."""
+    if clip.vocab_size < vocabulary:
+        raise ValueError(
+            f"the CLIP of --pretrained_clip_name {clip_name} knows {clip.vocab_size} tokens, but the tokenizer has "
+            f"{vocabulary}"
+        )
+
+
+def set_precision(model, precision: str) -> None:
+    """Make a `CLIP4Clip` compute as `--precision` says: CLIP in float16, or autocast of the encoders, or neither."""
+    if precision == "clip_fp16":
+        convert_clip_to_float16(model.clip)
+    model.autocast_dtype = AUTOCAST_TYPES.get(precision)
 
 
 def convert_clip_to_float16(clip: CLIP) -> None:

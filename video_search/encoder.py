@@ -23,7 +23,7 @@ from dataloaders.worker_pool import ProcessDied, available_cores, run_tasks
 from modules.checkpoint import check_evaluable
 from modules.configuration import POOLED_HEADERS, CLIP4ClipConfig
 from modules.file_utils import cached_path
-from modules.initialization import convert_clip_to_float16, describe_clip, read_state_dict
+from modules.initialization import check_vocabulary, describe_clip, read_state_dict, set_precision
 from modules.modeling import CLIP4Clip, pooled_vectors
 from modules.module_clip import cut_padding
 from modules.token_interaction import PackedTokens, pack_tokens, unit_vectors
@@ -35,7 +35,6 @@ MAX_CHARACTERS = 20_000
 FRAMES_AT_ONCE = 192  # 16 videos of 12 frames: enough to keep a GPU busy, and 2 GB at most for the largest CLIP
 TEXTS_AT_ONCE = 64
 PRELOAD = ("video_search.encoder",)  # what takes the time of importing a command that reads videos
-AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # What an index remembers and its vectors do not depend on: places of files, and the length of queries.
 NOT_OF_VIDEOS = ("init_model", "pretrained_clip_name", "max_words")
 
@@ -80,15 +79,9 @@ class Encoder:
         model = CLIP4Clip.from_pretrained("cross-base", weights, cache_dir, task_config=SimpleNamespace(**values))
         check_evaluable(model.config, model.weight_report, weights, values["init_model"])
         fingerprint = fingerprint_of(model, values)
-        if values["precision"] == "clip_fp16":
-            convert_clip_to_float16(model.clip)
-        model.autocast_dtype = AUTOCAST_TYPES.get(values["precision"])
+        set_precision(model, values["precision"])
         encoder = cls(model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), values, fingerprint)
-        if model.clip.vocab_size < encoder.tokenizer.vocab_size:
-            raise ValueError(
-                f"the CLIP of --pretrained_clip_name {values['pretrained_clip_name']} knows {model.clip.vocab_size} "
-                f"tokens, but the tokenizer has {encoder.tokenizer.vocab_size}"
-            )
+        check_vocabulary(model.clip, encoder.tokenizer.vocab_size, values["pretrained_clip_name"])
         return encoder
 
     def text(self, text: str) -> Query:
