@@ -3,7 +3,6 @@
 Epochs in file names and in the optimizer file count from 0.
 """
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch import nn
 
 from modules.distributed import broadcast_weights, get_rank
-from modules.file_utils import naming_the_file, sync
+from modules.file_utils import replacing
 from modules.module_clip import count_blocks
 from modules.tensor_files import load_tensors
 
@@ -71,15 +70,8 @@ def write_whole(content, path: Path) -> None:
 
     Raises OSError naming the file where it cannot be written, and leaves nothing of it.
     """
-    temporary = path.with_name(path.name + ".partial")
-    with naming_the_file(path):
-        try:
-            torch.save(content, temporary)
-            sync(temporary)
-            os.replace(temporary, path)
-            sync(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        torch.save(content, temporary)
 
 
 def load_optimizer(

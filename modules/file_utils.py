@@ -1,6 +1,6 @@
 """cached_path: a local path, or a file fetched from https:// or s3:// into the cache, as a local path.
 
-Also what writing and checking whole files takes elsewhere: `sync`, `naming_the_file`, `file_digest`.
+Also what writing and checking whole files takes elsewhere: `replacing`, `sync`, `naming_the_file`, `file_digest`.
 """
 
 import base64
@@ -407,6 +407,23 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """The name under which the block writes a file that is `path` afterwards, whole and on the disk.
+
+    OSError naming `path` where it cannot be written; then nothing new is left of it.
+    """
+    temporary = path.with_name(path.name + ".partial")
+    with naming_the_file(path):
+        try:
+            yield temporary
+            sync(temporary)
+            os.replace(temporary, path)
+            sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from modules.file_utils import naming_the_file, sync
+from modules.file_utils import naming_the_file, replacing
 from video_search.indexing import FileState
 from video_search.scoring import shortlist
 from video_search.vectors import Query, VideoVectors
@@ -66,7 +66,7 @@ class LocalStore:
     """An index in a folder, open for reading, or by one process at a time for writing.
 
     Attributes:
-        paths: the videos, N in all, as they were when the index was opened.
+        paths: the videos, N in all, as they were when the index was opened for reading; none for writing.
         vectors: theirs, in the same order: read-only memory maps, or copies in memory where there are dead rows.
     """
 
@@ -78,7 +78,8 @@ class LocalStore:
         self._generation, self._dimension = contents.generation, contents.dimension
         self._rows, self._frames = contents.rows, contents.frames
         self._videos, self._bad = contents.videos, contents.bad
-        self.paths, self.vectors = list(self._videos), read_vectors(index, contents)
+        readable = contents if lock is None else no_contents()  # a writer would copy in vain what has dead rows
+        self.paths, self.vectors = list(readable.videos), read_vectors(index, readable)
 
     @classmethod
     def open(cls, index: str | os.PathLike) -> "LocalStore":
@@ -239,16 +240,8 @@ class LocalStore:
         contents = self._contents()._asdict()
         contents["videos"] = [[path, *row] for path, row in self._videos.items()]
         contents["bad"] = [[path, state.size, state.mtime_ns, state.reason] for path, state in self._bad.items()]
-        path = self.index / INDEX_FILE
-        temporary = path.with_name(path.name + ".partial")
-        with naming_the_file(path):
-            try:
-                temporary.write_text(json.dumps({"format": FORMAT, **contents}), encoding="utf-8")
-                sync(temporary)
-                os.replace(temporary, path)
-                sync(self.index)
-            finally:
-                temporary.unlink(missing_ok=True)
+        with replacing(self.index / INDEX_FILE) as temporary:
+            temporary.write_text(json.dumps({"format": FORMAT, **contents}), encoding="utf-8")
 
     def _remove_other_generations(self) -> None:
         """Remove the arrays that index.json does not name: left behind, or cut short, by a killed update."""
