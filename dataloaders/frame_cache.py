@@ -42,7 +42,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from dataloaders.rawvideo_util import VideoReadError, order_frames, whole_seconds
+from dataloaders.rawvideo_util import VideoReadError, encode_jpeg, order_frames, whole_seconds
 
 logger = logging.getLogger(__name__)
 
@@ -304,11 +304,7 @@ def _read(file: io.FileIO, size: int, check: bool) -> np.ndarray:
 
 def _to_jpeg(frame: np.ndarray) -> bytes:
     """A JPEG file of `(3, size, size)`, with colours at full resolution."""
-    file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(frame.transpose(1, 2, 0))).save(
-        file, "JPEG", quality=JPEG_QUALITY, subsampling=0
-    )
-    return file.getvalue()
+    return encode_jpeg(frame, quality=JPEG_QUALITY, subsampling=0)
 
 
 def _from_jpeg(content: np.ndarray) -> np.ndarray:

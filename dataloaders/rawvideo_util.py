@@ -4,6 +4,7 @@ Frames that are not kept are never converted, and decoded only where the kept on
 memory is bounded by the frames that are returned, whatever the length of the video.
 """
 
+import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ __all__ = [
     "VideoInfo",
     "VideoReadError",
     "choose_samples",
+    "encode_jpeg",
     "order_frames",
     "probe",
 ]
@@ -209,6 +211,13 @@ def choose_samples(sample_count: int, max_frames: int, slice_framepos: int) -> l
     if slice_framepos == 1:
         return list(range(sample_count - max_frames, sample_count))
     return np.linspace(0, sample_count - 1, max_frames, dtype=int).tolist()
+
+
+def encode_jpeg(frame: np.ndarray, **settings) -> bytes:
+    """A JPEG file of a frame, uint8 RGB `(3, H, W)`; the settings are those of Pillow's writer, such as `quality`."""
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(frame.transpose(1, 2, 0))).save(file, "JPEG", **settings)
+    return file.getvalue()
 
 
 def _check_choice(name: str, value: int, choices: tuple[int, ...]) -> None:

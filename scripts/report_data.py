@@ -1,15 +1,12 @@
 """What a report shows of runs: their numbers, curves, ranks, and worst queries with the frames of the videos."""
 
 import csv
-import io
 import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
-from dataloaders.rawvideo_util import RawVideoExtractor, VideoReadError
+from dataloaders.rawvideo_util import RawVideoExtractor, VideoReadError, encode_jpeg
 from metrics import TEXT_TO_VIDEO
 from results import FLAGS_FILE, GALLERY_FILE, RANKS_FILE, TOP_COUNT, read_metrics, read_ranks
 from run_log import read_lines
@@ -20,6 +17,7 @@ Curve = tuple[list[float], list[float]]
 BIN_ENDS = (1, 5, 10, 50, 100, 500, 1000, 5000, 10000)  # last rank of each bin
 FRAMES_SHOWN = 4
 FRAME_SIZE = 96  # pixels
+JPEG_QUALITY = 80
 FRAMERATE = 4  # samples per second, so that a clip of a second has as many frames as are shown
 
 
@@ -185,11 +183,4 @@ class Frames:
         frames = RawVideoExtractor(FRAMERATE, FRAME_SIZE).read_frames(
             path, FRAMES_SHOWN, slice_framepos=2, start_time=start, end_time=end
         )
-        return [jpeg(frame.transpose(1, 2, 0)) for frame in frames]
-
-
-def jpeg(frame) -> bytes:
-    """A JPEG file of a frame, uint8 (height, width, 3)."""
-    file = io.BytesIO()
-    Image.fromarray(frame).save(file, "JPEG", quality=80, optimize=True)
-    return file.getvalue()
+        return [encode_jpeg(frame, quality=JPEG_QUALITY, optimize=True) for frame in frames]

@@ -1,16 +1,13 @@
 """The videos of an index as files that may be shown: their ids, their files, their sampled frames as JPEG."""
 
 import hashlib
-import io
 import os
 import threading
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from dataloaders.rawvideo_util import RawVideoExtractor, VideoReadError
+from dataloaders.rawvideo_util import RawVideoExtractor, VideoReadError, encode_jpeg
 
 FRAME_SIZE = 224  # pixels of a side; the page shows them smaller, and on screens with more pixels per length
 JPEG_QUALITY = 80
@@ -112,14 +109,7 @@ class Clips:
             frames = self._extractor.read_frames(file, *self._sampling)
         except VideoReadError as error:
             raise NoSuchClip(f"No frames can be read: {error.reason}.") from error
-        return [encode_jpeg(frame) for frame in frames]
-
-
-def encode_jpeg(frame) -> bytes:
-    """From a picture (3, H, W), uint8 RGB."""
-    file = io.BytesIO()
-    Image.fromarray(frame.transpose(1, 2, 0)).save(file, "JPEG", quality=JPEG_QUALITY)
-    return file.getvalue()
+        return [encode_jpeg(frame, quality=JPEG_QUALITY) for frame in frames]
 
 
 def shown(path: str) -> str:
