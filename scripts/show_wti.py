@@ -19,11 +19,12 @@ import torch
 import main_task_retrieval
 from arguments import build_parser
 from dataloaders.rawvideo_util import RawVideoExtractor, VideoReadError
+from dataloaders.retrieval_dataset import padded_ids, with_special_tokens
 from modules.explanation import Explanation, by_whole_words, check_explainable, explain, whole_words
 from modules.modeling import CLIP4Clip
 from modules.retrieval import encode_texts, encode_videos
 from modules.token_interaction import PackedTokens
-from modules.tokenization_clip import END_TOKEN, START_TOKEN, SimpleTokenizer
+from modules.tokenization_clip import SimpleTokenizer
 from results import FLAGS_FILE
 from scripts.wti_drawing import draw_explanation
 from util import Process
@@ -80,10 +81,8 @@ def recorded_flags(record: Path) -> dict:
 def read_text(model: CLIP4Clip, tokenizer: SimpleTokenizer, text: str) -> tuple[list[str], PackedTokens]:
     """The tokens that the model reads of a text, with start and end token T at most, and what it makes of them."""
     length = model.config.max_words
-    tokens = [START_TOKEN, *tokenizer.tokenize(text)[: length - 2], END_TOKEN]
-    input_ids, mask = torch.zeros(2, 1, length, dtype=torch.int64)
-    input_ids[0, : len(tokens)] = torch.tensor(tokenizer.convert_tokens_to_ids(tokens))
-    mask[0, : len(tokens)] = 1
+    tokens = with_special_tokens(tokenizer.tokenize(text), length)
+    input_ids, mask = map(torch.from_numpy, padded_ids(tokenizer, tokens, length))
     return tokens, encode_texts(model, [(input_ids, mask, torch.zeros_like(mask))], torch.device("cpu"))
 
 

@@ -121,11 +121,9 @@ class VideoSearch:
     def _results(
         self, started: float, query: Query, asked: str, top: int, shortlist: int | None, left_out: str | None = None
     ) -> Results:
-        if left_out is not None:
-            top, shortlist = top + 1, None if shortlist is None else shortlist + 1
-        ranking = self.rank(query, top, shortlist)
-        kept = np.array([place for place, path in enumerate(ranking.paths) if path != left_out], dtype=np.int64)
-        kept = kept[: top - (left_out is not None)]
+        more = int(left_out is not None)  # room for the video itself
+        ranking = self.rank(query, top + more, shortlist and shortlist + more)
+        kept = np.array([place for place, path in enumerate(ranking.paths) if path != left_out], dtype=np.int64)[:top]
         paths = [ranking.paths[place] for place in kept]
         hits = describe(query, asked, paths, ranking.scores[kept], ranking.videos.take(kept), self.encoder)
         notices = query.notice, cross_encoder_notice(self.encoder.config.sim_header, query, ranking.scanned)
