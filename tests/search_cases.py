@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 
 from modules.modeling import CLIP4Clip
@@ -53,6 +54,23 @@ def write_videos(folder: Path) -> Path:
     """Seven files whose names are those of videos, and one other."""
     contents = {f"{name}.mp4": f"content of {name}" for name in "abcdef"}
     return write_files(folder, {**contents, "deep/er/g.MKV": "g", "notes.txt": "no video"})
+
+
+@pytest.fixture
+def videos(tmp_path) -> Path:
+    return write_videos(tmp_path / "videos")
+
+
+@pytest.fixture
+def encoder() -> FakeEncoder:
+    return FakeEncoder()
+
+
+@pytest.fixture
+def made(tmp_path, videos, encoder) -> Path:
+    """The index of the seven videos."""
+    run_update(tmp_path / "index", videos, encoder)
+    return tmp_path / "index"
 
 
 def write_files(folder: Path, contents: dict[str, str]) -> Path:

@@ -1,4 +1,4 @@
-"""The rules that hold the files together: who imports whom, importing acts on nothing, and the list of flags."""
+"""The rules that hold the files together: who imports whom, importing acts on nothing, and nothing is hidden."""
 
 import ast
 import doctest
@@ -11,8 +11,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from arguments import build_parser
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGES = sorted(file.parent.name for file in REPOSITORY.glob("*/__init__.py") if file.parent.name != "tests")
@@ -97,111 +95,6 @@ PURE_CALLS = {
     "Flag",  # a row of video_search.encoder_flags
     "polygon", "star_polygon", "cross_polygon", "_loaders",
 }  # fmt: skip
-
-# name, type (bool: a switch without a value), default
-CLIP4CLIP_FLAGS = [
-    ("do_pretrain", bool, False),
-    ("do_train", bool, False),
-    ("do_eval", bool, False),
-    ("train_csv", str, "data/.train.csv"),
-    ("val_csv", str, "data/.val.csv"),
-    ("data_path", str, "data/caption.pickle"),
-    ("features_path", str, "data/videos_feature.pickle"),
-    ("num_thread_reader", int, 1),
-    ("lr", float, 0.0001),
-    ("epochs", int, 20),
-    ("batch_size", int, 256),
-    ("batch_size_val", int, 3500),
-    ("lr_decay", float, 0.9),
-    ("n_display", int, 100),
-    ("video_dim", int, 1024),
-    ("seed", int, 42),
-    ("max_words", int, 20),
-    ("max_frames", int, 100),
-    ("feature_framerate", int, 1),
-    ("margin", float, 0.1),
-    ("hard_negative_rate", float, 0.5),
-    ("negative_weighting", int, 1),
-    ("n_pair", int, 1),
-    ("output_dir", str, None),  # required
-    ("cross_model", str, "cross-base"),
-    ("init_model", str, None),
-    ("resume_model", str, None),
-    ("do_lower_case", bool, False),
-    ("warmup_proportion", float, 0.1),
-    ("gradient_accumulation_steps", int, 1),
-    ("n_gpu", int, 1),
-    ("cache_dir", str, ""),
-    ("fp16", bool, False),
-    ("fp16_opt_level", str, "O1"),
-    ("task_type", str, "retrieval"),
-    ("datatype", str, "msrvtt"),
-    ("world_size", int, 0),
-    ("local_rank", int, 0),
-    ("rank", int, 0),
-    ("coef_lr", float, 1.0),
-    ("use_mil", bool, False),
-    ("sampled_use_mil", bool, False),
-    ("text_num_hidden_layers", int, 12),
-    ("visual_num_hidden_layers", int, 12),
-    ("cross_num_hidden_layers", int, 4),
-    ("loose_type", bool, False),
-    ("expand_msrvtt_sentences", bool, False),
-    ("train_frame_order", int, 0),
-    ("eval_frame_order", int, 0),
-    ("freeze_layer_num", int, 0),
-    ("slice_framepos", int, 0),
-    ("linear_patch", str, "2d"),
-    ("sim_header", str, "meanP"),
-    ("pretrained_clip_name", str, "ViT-B/32"),
-]
-OUR_FLAGS = [
-    ("resume", str, None),
-    ("save_steps", int, 0),
-    ("keep_last", int, 0),
-    ("skip_nonfinite", int, 0),
-    ("frame_cache", str, None),
-    ("frame_cache_format", str, "exact"),
-    ("bad_videos", str, "fail"),
-    ("agg_module", str, "none"),
-    ("wti_arch", int, 2),
-    ("wti_padding", str, "zero"),
-    ("cdcr", int, 0),
-    ("cdcr_alpha1", float, 1.0),
-    ("cdcr_alpha2", float, 0.06),
-    ("cdcr_lambda", float, 0.001),
-    ("precision", str, None),  # by the device
-    ("compile", bool, False),
-    ("grad_checkpointing", bool, False),
-    ("grad_cache_chunk", int, 0),
-    ("gather", str, "published"),
-    ("similarity_dtype", str, "fp32"),
-    ("holdout", int, 0),
-    ("post_process", str, "none"),
-    ("dsl_temperature", float, 100.0),
-    ("qb_norm_beta", float, 20.0),
-    ("qb_norm_size", int, 5000),
-]
-CHOICES = {
-    "task_type": ["retrieval"],
-    "resume": ["auto"],
-    "frame_cache_format": ["exact", "jpeg"],
-    "bad_videos": ["fail", "skip"],
-    "datatype": ["activity", "custom", "didemo", "lsmdc", "msrvtt", "msvd", "vatex"],
-    "train_frame_order": [0, 1, 2],
-    "eval_frame_order": [0, 1, 2],
-    "slice_framepos": [0, 1, 2],
-    "linear_patch": ["2d", "3d"],
-    "sim_header": ["meanP", "seqLSTM", "seqTransf", "tightTransf", "xti", "ti", "wti"],
-    "agg_module": ["none", "seqLSTM", "seqTransf"],
-    "wti_arch": [1, 2, 3],
-    "wti_padding": ["zero", "exclude"],
-    "cdcr": [0, 1, 2, 3],
-    "precision": ["clip_fp16", "fp32", "bf16", "fp16"],
-    "gather": ["published", "exact"],
-    "similarity_dtype": ["fp32", "bf16"],
-    "post_process": ["none", "dsl", "qb_norm"],
-}
 
 
 def product_files() -> dict[str, Path]:
@@ -389,27 +282,6 @@ def test_importing_acts_on_nothing(tmp_path):
         "cuda": False,
         "imported": sorted(FILES),
     }
-
-
-def flag_type(action) -> type:
-    return bool if action.nargs == 0 else action.type
-
-
-def test_list_of_flags():
-    """A flag that is added, dropped or changed needs its line in the tables above."""
-    actions = [action for action in build_parser()._actions if action.dest != "help"]
-    found = {action.dest: (flag_type(action), action.default) for action in actions}
-    expected = {name: (kind, default) for name, kind, default in CLIP4CLIP_FLAGS + OUR_FLAGS}
-    assert found == expected
-    assert {action.dest for action in actions if action.required} == {"output_dir"}
-    assert {action.dest: list(action.choices) for action in actions if action.choices} == CHOICES
-    assert all(f"--{action.dest}" in action.option_strings for action in actions)
-    assert all(action.help for action in actions)
-
-
-def test_tables_of_flags_have_no_doubles():
-    names = [name for name, _, _ in CLIP4CLIP_FLAGS + OUR_FLAGS]
-    assert len(names) == len(set(names)) == 54 + 25
 
 
 def forbidden_lines(tree: ast.AST) -> list[str]:

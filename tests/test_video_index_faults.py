@@ -15,28 +15,14 @@ from tests.search_cases import (
     counts,
     run_update,
     write_files,
-    write_videos,
 )
+from tests.search_cases import encoder as encoder  # a fixture
+from tests.search_cases import made as made  # a fixture
+from tests.search_cases import videos as videos  # a fixture
 from video_search import indexing, local_store
 from video_search.local_store import LocalStore
 
 FORK = multiprocessing.get_context("fork")
-
-
-@pytest.fixture
-def videos(tmp_path) -> Path:
-    return write_videos(tmp_path / "videos")
-
-
-@pytest.fixture
-def encoder() -> FakeEncoder:
-    return FakeEncoder()
-
-
-@pytest.fixture
-def made(tmp_path, videos, encoder) -> Path:
-    run_update(tmp_path / "index", videos, encoder)
-    return tmp_path / "index"
 
 
 # Updates that do not end
