@@ -3,7 +3,7 @@
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -184,8 +184,11 @@ def _check_id(video_id: str, folder: Path) -> None:
         raise ValueError(f"the video id {video_id!r} names no file inside {folder} (--features_path)")
 
 
-def walk_files(folder: Path) -> Iterator[os.DirEntry]:
-    """Every file below `folder`; links are followed, and each real folder is visited once, so cycles end."""
+def walk_files(folder: Path, on_error: Callable[[OSError], None] | None = None) -> Iterator[os.DirEntry]:
+    """Every file below `folder`; links are followed, and each real folder is visited once, so cycles end.
+
+    The OSError of a folder that cannot be read is raised, or given to `on_error`, and the walk goes on.
+    """
     waiting, visited = [os.fspath(folder)], set()
     while waiting:
         current = waiting.pop()
@@ -193,9 +196,16 @@ def walk_files(folder: Path) -> Iterator[os.DirEntry]:
         if (status.st_dev, status.st_ino) in visited:
             continue
         visited.add((status.st_dev, status.st_ino))
-        with os.scandir(current) as entries:
-            for entry in entries:
-                if entry.is_dir():
-                    waiting.append(entry.path)
-                elif entry.is_file():
-                    yield entry
+        try:
+            with os.scandir(current) as listing:
+                entries = list(listing)
+        except OSError as error:
+            if on_error is None:
+                raise
+            on_error(error)
+            continue
+        for entry in entries:
+            if entry.is_dir():
+                waiting.append(entry.path)
+            elif entry.is_file():
+                yield entry

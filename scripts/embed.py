@@ -28,7 +28,7 @@ import numpy as np
 from dataloaders.annotation_files import read_text
 from dataloaders.annotations import require_path
 from dataloaders.worker_pool import available_cores
-from modules.file_utils import naming_the_file
+from modules.file_utils import replacing
 from video_search.encoder import BadFile, Encoder
 from video_search.encoder_flags import add_encoder_flags, given_flags
 from video_search.indexing import find_files
@@ -36,16 +36,16 @@ from video_search.vectors import VideoVectors
 
 
 def list_videos(places: list[str]) -> tuple[list[str], list[BadFile]]:
-    """The files among the places and all videos below the folders, each once; and those whose names are no text."""
-    files, unwritable = [], []
+    """The files among the places and all videos below the folders, each once; and what of these cannot be listed."""
+    files, bad = [], []
     for place in places:
         if Path(place).is_dir():
-            found, bad = find_files(Path(place))
-            files += [str(Path(place) / path) for path in found]
-            unwritable += bad
+            listing = find_files(Path(place))
+            files += [str(Path(place) / path) for path in listing.files]
+            bad += listing.bad
         else:
             files.append(str(require_path(place, "--videos")))
-    return list(dict.fromkeys(files)), unwritable
+    return list(dict.fromkeys(files)), bad
 
 
 def embed_videos(encoder: Encoder, files: list[str], processes: int) -> tuple[dict[str, np.ndarray], list[BadFile]]:
@@ -120,8 +120,8 @@ def embed(args: argparse.Namespace) -> None:
         print(f"bad: {one.path!a}: {one.reason}", file=sys.stderr)
     if not arrays:
         raise ValueError(f"none of {len(bad)} videos could be read")
-    with naming_the_file(args.output):
-        np.savez(args.output, **arrays, settings=np.array(json.dumps(encoder.settings)))
+    with replacing(args.output) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays, settings=np.array(json.dumps(encoder.settings)))
     print(f"{args.output}: {len(arrays['names'])} rows, {len(arrays['vectors'])} vectors; {len(bad)} bad files")
 
 

@@ -31,7 +31,12 @@ def vectors_of(content: bytes) -> VideoVectors:
 
 
 class FakeEncoder:
-    """Gives `vectors_of` files; those whose content begins with "bad" are bad. `calls` are the names that it read."""
+    """Gives `vectors_of` files; those whose content begins with "bad" are bad. `calls` are the names that it read.
+
+    Files whose content begins with "shut" cannot be opened while `is_disk_broken`.
+    """
+
+    is_disk_broken = True
 
     def __init__(self, settings: dict | None = None, fingerprint: str = "f" * 64):
         self.settings = {"sim_header": "wti"} if settings is None else settings
@@ -42,7 +47,12 @@ class FakeEncoder:
         for path in paths:
             self.calls.append(Path(path).name)
             content = Path(path).read_bytes()
-            yield path, BadFile(path, "no video") if content.startswith(b"bad") else vectors_of(content)
+            if content.startswith(b"shut") and self.is_disk_broken:
+                yield path, BadFile(path, "Input/output error", may_pass=True)
+            elif content.startswith(b"bad"):
+                yield path, BadFile(path, "no video")
+            else:
+                yield path, vectors_of(content)
 
     def calls_since(self) -> list[str]:
         """The names that were read since this was asked last, sorted."""

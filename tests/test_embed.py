@@ -73,6 +73,22 @@ def test_texts_line_by_line(flags, tmp_path, capsys):
             assert arrays["tokens"][part].tolist() == list(query.names)
 
 
+def test_a_file_that_cannot_be_written_stays_as_it_was(flags, tmp_path, monkeypatch):
+    texts, output = tmp_path / "texts.txt", tmp_path / "out.npz"
+    texts.write_text("a circle\n")
+    output.write_text("of last week")
+
+    def fail(file, **_):
+        file.write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", fail)
+    with pytest.raises(SystemExit, match="embed: .*out.npz cannot be written.*No space left"):
+        embed.main(["--texts", str(texts), "--output", str(output), *as_arguments(flags)])
+    assert output.read_text() == "of last week"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["out.npz", "texts.txt"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -180,6 +180,7 @@ def test_processes_give_the_same_and_bad_files_their_reason(folder, files, tmp_p
         assert here[path] == beside[path]
         assert here[path].path == str(path)
         assert here[path].reason
+        assert here[path].may_pass == (path.name == "nothing.mp4")
     for file in files:
         np.testing.assert_allclose(here[file].frames, beside[file].frames, rtol=1e-4, atol=1e-6)
     assert dict(encoder.videos([], processes=2)) == {}

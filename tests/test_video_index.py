@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -70,11 +71,48 @@ def test_bad_files_are_tried_again_when_they_change(tmp_path, videos, encoder):
     (videos / "a.mp4").write_text("good now")
     assert counts(run_update(index, videos, encoder)) == (1, 0, 0, 6, 0)
     (videos / "a.mp4").write_text("bad again")
-    assert counts(run_update(index, videos, encoder)) == (0, 0, 0, 6, 1)
+    assert counts(run_update(index, videos, encoder)) == (0, 0, 1, 6, 1)
     check_index(index, videos)
     (videos / "a.mp4").unlink()
     assert counts(run_update(index, videos, encoder)) == (0, 0, 0, 6, 0)
     assert "a.mp4" not in LocalStore.open(index).files()
+
+
+def test_files_that_cannot_be_opened_are_tried_again(tmp_path, videos, encoder):
+    index = tmp_path / "index"
+    write_files(videos, {"a.mp4": "shut"})
+    failed = BadFile("a.mp4", "Input/output error", may_pass=True)
+    for _ in range(2):
+        summary = run_update(index, videos, encoder)
+        assert summary.bad == [failed]
+        assert "a.mp4" in encoder.calls_since()
+    assert counts(summary) == (0, 0, 0, 6, 1)
+    encoder.is_disk_broken = False
+    assert counts(run_update(index, videos, encoder)) == (1, 0, 0, 6, 0)
+    check_index(index, videos)
+
+
+def test_a_folder_that_cannot_be_read_keeps_its_videos(made, videos, encoder, monkeypatch):
+    scandir = os.scandir
+
+    def scan(path, shut):
+        if Path(path).name == shut:
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    (videos / "a.mp4").unlink()
+    encoder.calls_since()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", partial(scan, shut="deep"))
+        summary = run_update(made, videos, encoder)
+    assert counts(summary) == (0, 0, 1, 6, 1)
+    assert summary.bad == [BadFile("deep", "this folder cannot be read: Permission denied", may_pass=True)]
+    assert counts(run_update(made, videos, encoder)) == (0, 0, 0, 6, 0)
+    assert encoder.calls_since() == []
+    check_index(made, videos)
+    monkeypatch.setattr(os, "scandir", partial(scan, shut=videos.name))
+    with pytest.raises(PermissionError):
+        run_update(made, videos, encoder)
 
 
 def test_any_history_leaves_what_is_in_the_folder(tmp_path, encoder, monkeypatch):
@@ -215,8 +253,11 @@ def damaged(content: str, kind: str) -> str:
         return content[:-20]
     if kind == "garbage":
         return content[:50] + "\x00\x01" + content[52:]
-    if kind == "list":
-        return "[]"
+    if kind in ("[]", "{}"):
+        return kind
+    if kind == "no rows":
+        del document["rows"]
+        return json.dumps(document)
     if kind == "row":
         document["videos"][2][3] = 99
     elif kind == "frame":
@@ -230,15 +271,17 @@ def damaged(content: str, kind: str) -> str:
     return json.dumps(document)
 
 
-KINDS = ["cut", "garbage", "list", "row", "frame", "twice", "floor", "format", "rows", "settings", "videos", "folder"]
+KINDS = ["cut", "garbage", "[]", "row", "frame", "twice", "floor", "format", "rows", "settings", "videos", "folder"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_damaged_index(made, videos, encoder, kind):
+@pytest.mark.parametrize(
+    ("kind", "reason"), [*((kind, "") for kind in KINDS), ("{}", "its format is not 1"), ("no rows", "it has no rows")]
+)
+def test_a_damaged_index(made, videos, encoder, kind, reason):
     content = (made / "index.json").read_text()
     (made / "index.json").write_text(damaged(content, kind))
-    check_refused(made, "is damaged: index.json", videos, encoder)
-    with pytest.raises(ValueError, match="is damaged: index.json"):
+    check_refused(made, f"is damaged: index.json: {reason}", videos, encoder)
+    with pytest.raises(ValueError, match=f"is damaged: index.json: {reason}"):
         LocalStore.open(made)
     (made / "index.json").write_text(content)
     check_index(made, videos)

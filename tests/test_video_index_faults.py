@@ -75,6 +75,25 @@ def test_a_killed_later_update_goes_on(made, videos, encoder, monkeypatch, commi
     assert len(list(made.glob("*.f32"))) == 3
 
 
+class InterruptedEncoder(FakeEncoder):
+    """The user interrupts when two videos are put."""
+
+    def videos(self, *arguments):
+        for number, result in enumerate(super().videos(*arguments)):
+            if number == 2:
+                raise KeyboardInterrupt
+            yield result
+
+
+def test_an_interrupted_update_loses_nothing(tmp_path, videos, encoder):
+    index = tmp_path / "index"
+    with pytest.raises(KeyboardInterrupt):
+        run_update(index, videos, InterruptedEncoder())
+    assert len(LocalStore.open(index)) == 2
+    assert counts(run_update(index, videos, encoder)) == (5, 0, 0, 2, 0)
+    check_index(index, videos)
+
+
 def die_before_the_new_generation_counts(index: Path, folder: Path) -> None:
     replacements, replace = [], os.replace
 

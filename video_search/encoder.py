@@ -45,6 +45,7 @@ class BadFile:
 
     path: str
     reason: str
+    may_pass: bool = False  # the file could not be opened, such as on a disk that fails or without permission
 
 
 class Encoder:
@@ -217,7 +218,7 @@ def read_video(
     try:
         return extractor.read_frames_with_times(path, max_frames, slice_framepos)
     except VideoReadError as error:
-        return BadFile(str(path), error.reason)
+        return BadFile(str(path), error.reason, may_pass=isinstance(error.__cause__, OSError))
 
 
 def padded(rows: np.ndarray, counts: np.ndarray, length: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,7 +5,7 @@ import os
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from dataloaders.annotations import SURROGATE, VIDEO_EXTENSIONS, require_path, walk_files
 from video_search.encoder import BadFile, Encoder
@@ -63,7 +63,10 @@ class Store(Protocol):
 
 @dataclass
 class Summary:
-    """What an update did, in numbers of files; `bad` are all bad files of the folder, those known before too."""
+    """What an update did, in numbers of files; `bad` are all bad files of the folder, those known before too.
+
+    A video whose file has become bad is removed; those in a folder that cannot be read just now are unchanged.
+    """
 
     added: int = 0
     changed: int = 0
@@ -76,7 +79,8 @@ class Summary:
     def count(self, path: str, result: VideoVectors | BadFile, is_new: bool) -> None:
         """Count what became of a file that was read."""
         if isinstance(result, BadFile):
-            self.bad.append(BadFile(path, result.reason))
+            self.bad.append(replace(result, path=path))
+            self.removed += not is_new
             return
         self.frames += int(result.counts.sum())
         self.added += is_new
@@ -96,17 +100,18 @@ def update(
 
     A file is the same as long as its path below the folder, its size and its time of change are. `moved` says that the
     videos of the store now lie below `folder`; `retry_bad` reads bad files again that did not change; `processes` and
-    `progress` are those of `Encoder.videos`. All is safe about once a minute: an update that ends early goes on there.
-    Raises FileNotFoundError where there is no folder, ValueError where it has no video, where the store has those of
-    another folder, or vectors of another encoder.
+    `progress` are those of `Encoder.videos`. All is safe about once a minute and where the user interrupts: an update
+    that ends early goes on there. A file that could not be opened is tried again each time; what is known of a folder
+    that cannot be read is kept. Raises FileNotFoundError where there is no folder, ValueError where it has no video,
+    where the store has those of another folder, or vectors of another encoder.
     """
     started = safe_at = time.monotonic()
     folder = require_path(folder, "FOLDER", folder=True).resolve()
     check_same_folder(store, folder, moved)
     check_same_encoder(store, encoder)
-    found, unwritable = find_files(folder)
-    known = store.files()
-    summary = Summary(bad=unwritable)
+    listing = find_files(folder)
+    found, known = listing.files, store.files()
+    summary = Summary(bad=listing.bad)
     waiting = {}
     for path, state in found.items():
         before = known.get(path)
@@ -118,15 +123,22 @@ def update(
             summary.unchanged += 1
     store.begin(encoder.settings, encoder.fingerprint, folder)
     for path in known.keys() - found.keys():
-        store.remove(path)
-        summary.removed += not known[path].reason
-    for file, result in encoder.videos(list(waiting), processes, progress):
-        path = waiting[file]
-        put(store, path, found[path], result)
-        summary.count(path, result, is_new=path not in known or bool(known[path].reason))
-        if time.monotonic() - safe_at >= COMMIT_SECONDS:
-            store.commit()
-            safe_at = time.monotonic()
+        if path.startswith(listing.unread_folders):
+            summary.unchanged += not known[path].reason
+        else:
+            store.remove(path)
+            summary.removed += not known[path].reason
+    try:
+        for file, result in encoder.videos(list(waiting), processes, progress):
+            path = waiting[file]
+            put(store, path, found[path], result)
+            summary.count(path, result, is_new=path not in known or bool(known[path].reason))
+            if time.monotonic() - safe_at >= COMMIT_SECONDS:
+                store.commit()
+                safe_at = time.monotonic()
+    except KeyboardInterrupt:
+        store.commit()
+        raise
     store.commit()
     summary.bad.sort(key=lambda bad: bad.path)
     summary.seconds = time.monotonic() - started
@@ -135,32 +147,50 @@ def update(
 
 def put(store: Store, path: str, state: FileState, result: VideoVectors | BadFile) -> None:
     """Put what became of a file."""
-    if isinstance(result, BadFile):
-        store.put(path, replace(state, reason=result.reason), None)
-    else:
+    if not isinstance(result, BadFile):
         store.put(path, state, result)
+    elif result.may_pass:
+        store.remove(path)  # unknown, and so tried again
+    else:
+        store.put(path, replace(state, reason=result.reason), None)
 
 
-def find_files(folder: Path) -> tuple[dict[str, FileState], list[BadFile]]:
-    """Every video file below `folder` by its path there, in order; and those whose names are no text.
+class Listing(NamedTuple):
+    """The video files below a folder, by their paths there, in order, and what cannot be listed of it."""
 
-    Links are followed, out of the folder too. Raises ValueError where there is no video: a disk that is not mounted
-    looks so, and its videos are not to be forgotten.
+    files: dict[str, FileState]
+    bad: list[BadFile]  # files whose names are no text, and folders that cannot be read
+    unread_folders: tuple[str, ...]  # the paths of these, each with a slash at its end
+
+
+def find_files(folder: Path) -> Listing:
+    """Every video file below `folder`; links are followed, out of the folder too.
+
+    Raises OSError where the folder itself cannot be read, and ValueError where there is no video: a disk that is not
+    mounted looks so, and its videos are not to be forgotten.
     """
-    found, unwritable = {}, []
-    for entry in walk_files(folder):
+    found, bad, unread_folders = {}, [], []
+
+    def note_unread(error: OSError) -> None:
+        path = os.path.relpath(error.filename, folder)
+        if path == os.curdir:
+            raise error
+        bad.append(BadFile(path, f"this folder cannot be read: {error.strerror}", may_pass=True))
+        unread_folders.append(os.path.join(path, ""))
+
+    for entry in walk_files(folder, note_unread):
         if os.path.splitext(entry.name)[1].lower() not in VIDEO_EXTENSIONS:
             continue
         path = os.path.relpath(entry.path, folder)
         if SURROGATE.search(path):
-            unwritable.append(BadFile(path, "its path is no valid UTF-8: give it another name"))
+            bad.append(BadFile(path, "its path is no valid UTF-8: give it another name"))
             continue
         with contextlib.suppress(FileNotFoundError):  # of a file that is removed while the folder is read
             status = entry.stat()
             found[path] = FileState(status.st_size, status.st_mtime_ns)
-    if not found and not unwritable:
+    if not found and not bad:
         raise ValueError(f"no video below {folder}; names of videos end in {', '.join(VIDEO_EXTENSIONS)}")
-    return dict(sorted(found.items())), unwritable
+    return Listing(dict(sorted(found.items())), bad, tuple(unread_folders))
 
 
 def check_same_folder(store: Store, folder: Path, moved: bool) -> None:
