@@ -150,6 +150,8 @@ def test_a_video_is_most_like_itself(made, searches, sim_header):
     others = search.similar("a copy.mp4", top=2)
     assert [hit.path for hit in others.hits] == [hit.path for hit in results.hits[1:]]
     assert "a copy.mp4" not in [hit.path for hit in search.similar("a copy.mp4", top=100).hits]
+    listed = [hit.path for hit in search.similar("a copy.mp4", shortlist=2).hits]
+    assert len(listed) == 2 and "a copy.mp4" not in listed
 
 
 def test_moments_and_words_of_a_hit(searches):
@@ -217,6 +219,9 @@ def test_bad_queries(made, searches, text, options, message):
     before = files_of(made / "wti")
     with pytest.raises(ValueError, match=message):
         searches["wti"].text(text, **options)
+    if options:
+        with pytest.raises(ValueError, match=message):
+            searches["wti"].similar("a copy.mp4", **options)
     assert files_of(made / "wti") == before
 
 

@@ -311,13 +311,15 @@ def read_contents(index: Path) -> Contents:
         raise FileNotFoundError(f"no index in {index}: {HOW_TO_MAKE}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content.pop("format") != FORMAT:
+        if content.pop("format", None) != FORMAT:
             raise ValueError(f"its format is not {FORMAT}")
+        if missing := sorted(set(Contents._fields) - content.keys()):
+            raise ValueError(f"it has no {', '.join(missing)}")
         content["videos"] = {name: Row(*row) for name, *row in content["videos"]}
         content["bad"] = {name: FileState(*state) for name, *state in content["bad"]}
         contents = Contents(**content)
         check_contents(contents)
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(
             f"the index {index} is damaged: {INDEX_FILE}: {error}; restore it from a copy, or remove the folder and "
             "make the index again"

@@ -105,27 +105,26 @@ class VideoSearch:
         started = time.perf_counter()
         return self._results(started, as_query(self.store.example(path)), path, top, shortlist, left_out=path)
 
-    def rank(self, query: Query, top: int = 10, shortlist: int | None = None) -> Ranking:
-        """The `top` videos for a query that is encoded already; equal scores are in the order of their paths."""
+    def rank(self, query: Query, top: int = 10, shortlist: int | None = None, left_out: str | None = None) -> Ranking:
+        """The `top` videos but `left_out` for a query that is encoded; equal scores are in the order of their paths."""
         for name, value in (("top", top), ("shortlist", shortlist)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} {value} must be at least 1")
+        more = int(left_out is not None)
         if shortlist is None and isinstance(self.store, LocalStore):
             paths, videos = self.store.paths, self.store.vectors
         else:
-            paths, videos = self.store.candidates(query, shortlist or max(top, DEFAULT_SHORTLIST))
+            paths, videos = self.store.candidates(query, (shortlist or max(top, DEFAULT_SHORTLIST)) + more)
         found = scores(query, videos, self.encoder)
-        places = highest(found, top, paths)
+        others = [place for place in highest(found, top + more, paths) if paths[place] != left_out]
+        places = np.array(others[:top], dtype=np.int64)
         return Ranking([paths[place] for place in places], found[places], videos.take(places), len(paths))
 
     def _results(
         self, started: float, query: Query, asked: str, top: int, shortlist: int | None, left_out: str | None = None
     ) -> Results:
-        more = int(left_out is not None)  # room for the video itself
-        ranking = self.rank(query, top + more, shortlist and shortlist + more)
-        kept = np.array([place for place, path in enumerate(ranking.paths) if path != left_out], dtype=np.int64)[:top]
-        paths = [ranking.paths[place] for place in kept]
-        hits = describe(query, asked, paths, ranking.scores[kept], ranking.videos.take(kept), self.encoder)
+        ranking = self.rank(query, top, shortlist, left_out)
+        hits = describe(query, asked, ranking.paths, ranking.scores, ranking.videos, self.encoder)
         notices = query.notice, cross_encoder_notice(self.encoder.config.sim_header, query, ranking.scanned)
         query = replace(query, notice="; ".join(filter(None, notices)))
         return Results(query, asked, hits, time.perf_counter() - started, ranking.scanned)
