@@ -1,6 +1,9 @@
 """Start real processes as a user would."""
 
+import contextlib
 import os
+import random
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -35,9 +38,12 @@ def launcher(name: str, processes: int) -> list[str]:
 
 
 def free_port() -> int:
-    """A port that nothing listens on."""
-    import socket
+    """A port that nothing listens on, and that the system gives to no outgoing connection before it is used.
 
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    Linux takes those from 32768 on. Drawn without a seed, so that tests that run at once draw different ones.
+    """
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("100 ports are taken")
