@@ -16,6 +16,7 @@ from unittest import mock
 import torch
 
 import main_task_retrieval
+import util
 from tests.launch import free_port
 
 ROLE = "main_task_retrieval.main"
@@ -67,6 +68,7 @@ def run_rank(rank: int, world_size: int, port: int, flags: list[str], log: str, 
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         }  # fmt: skip
+    util.ECHO_SECONDS = 0.1  # no launcher looks which rank failed first
     if fault is not None:
         install(fault, rank)
     main_task_retrieval.main(flags)
