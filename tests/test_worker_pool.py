@@ -51,8 +51,19 @@ def test_an_error_of_the_function_ends_the_run():
         list(run_tasks(fail, [1], 1))
 
 
-def test_an_error_in_a_process_that_runs_alone_ends_the_run_too():
-    results = run_tasks(crash_or_fail, [7, 1], 1)  # the second task waits in the process that the first one kills
+def test_a_process_that_was_killed_between_two_tasks_costs_none():
+    results = run_tasks(own_process, [0.0, 0.0, 0.0], 1)
+    _, killed = next(results)
+    time.sleep(0.5)  # in which the second task is done, too
+    os.kill(killed, signal.SIGKILL)
+    time.sleep(0.5)
+    (_, second), (_, third) = results
+    assert second == killed
+    assert isinstance(third, int) and third != killed
+
+
+def test_an_error_after_a_crash_ends_the_run_too():
+    results = run_tasks(crash_or_fail, [7, 1], 1)
     assert next(results) == (7, ProcessDied("killed by SIGSEGV"))
     with pytest.raises(ZeroDivisionError, match="task 1"):
         next(results)
