@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# All checks: ruff, then the tests. Makes its own virtual environment; arguments go to pytest (-m "not slow", -k WORD).
+# All checks: ruff, then the tests, two at a time. Makes its own virtual environment; arguments go to pytest
+# (-m "not slow", -k WORD, -n 0 for one at a time).
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 environment requirements-dev.txt
@@ -7,4 +8,4 @@ environment requirements-dev.txt
 export OMP_NUM_THREADS=1
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
-exec "$PYTHON" -m pytest "$@"
+exec "$PYTHON" -m pytest -n 2 --dist worksteal "$@"

@@ -66,7 +66,7 @@ def assert_resumes(folder: Path, output: Path, name: str, expected) -> str:
     return ranks.text()
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(12))
 def test_a_kill_at_a_random_time(folder, tmp_path, undisturbed, seed):
     """All ranks at once, as a machine goes down, or one of them; every run is killed twice."""
     chance = random.Random(seed)
