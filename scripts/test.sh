@@ -8,4 +8,4 @@ environment requirements-dev.txt
 export OMP_NUM_THREADS=1
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
-exec "$PYTHON" -m pytest -n 2 --dist worksteal "$@"
+exec "$PYTHON" -m pytest -n 2 --maxschedchunk 1 "$@"

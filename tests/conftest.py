@@ -13,6 +13,12 @@ GOLDEN = Path(__file__).resolve().parent / "golden"
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
 
+def pytest_collection_modifyitems(config, items) -> None:
+    """Where several workers share the tests, the long ones come first: short ones fill the gaps at the end."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: not {"slow", "faults"} & {mark.name for mark in item.iter_markers()})
+
+
 @pytest.fixture(scope="session", autouse=True)
 def interrupts_are_heard():
     """A shell script starts what it puts into the background deaf to SIGINT, and so would be all that tests start."""
