@@ -22,7 +22,7 @@ import numpy as np
 from modules.file_utils import naming_the_file, replacing
 from video_search.indexing import FileState
 from video_search.scoring import shortlist
-from video_search.vectors import Query, VideoVectors
+from video_search.vectors import Query, VideoVectors, frame_places
 
 FORMAT = 1
 INDEX_FILE = "index.json"
@@ -280,7 +280,7 @@ def read_vectors(index: Path, contents: Contents) -> VideoVectors:
     floors = np.array([-np.inf if row.floor is None else row.floor for row in table], dtype=np.float32)
     frames, pooled, tokens = (map_array(index, name, contents) for name in ARRAYS)
     if len(rows) < contents.rows:
-        places = np.repeat(firsts - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
+        places = frame_places(firsts, counts)
         frames, pooled, tokens = frames[places], pooled[rows], tokens[places]
     return VideoVectors(frames, tokens[:, 0], tokens[:, 1], counts, floors, pooled)
 

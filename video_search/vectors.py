@@ -46,7 +46,7 @@ class VideoVectors:
     def take(self, videos: np.ndarray) -> "VideoVectors":
         """These videos (K,), in this order, in memory."""
         starts, counts = self.starts()[videos], self.counts[videos]
-        places = np.repeat(starts - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
+        places = frame_places(starts, counts)
         frames, weights, seconds = self.frames[places], self.weights[places], self.seconds[places]
         return VideoVectors(frames, weights, seconds, counts, self.floors[videos], self.pooled[videos])
 
@@ -55,6 +55,15 @@ class VideoVectors:
         """The videos of all parts, of which there is at least one."""
         names = ("frames", "weights", "seconds", "counts", "floors", "pooled")
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+def frame_places(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The frames of K videos, one video after the other, from the first frame and the number of frames of each (K,).
+
+    >>> frame_places(np.array([7, 0]), np.array([2, 3])).tolist()
+    [7, 8, 0, 1, 2]
+    """
+    return np.repeat(starts - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
 
 
 @dataclass(frozen=True)
