@@ -192,11 +192,11 @@ def walk_files(folder: Path, on_error: Callable[[OSError], None] | None = None) 
     waiting, visited = [os.fspath(folder)], set()
     while waiting:
         current = waiting.pop()
-        status = os.stat(current)
-        if (status.st_dev, status.st_ino) in visited:
-            continue
-        visited.add((status.st_dev, status.st_ino))
         try:
+            status = os.stat(current)
+            if (status.st_dev, status.st_ino) in visited:
+                continue
+            visited.add((status.st_dev, status.st_ino))
             with os.scandir(current) as listing:
                 entries = list(listing)
         except OSError as error:
