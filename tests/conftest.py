@@ -3,6 +3,7 @@
 import json
 import logging
 import signal
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,26 @@ def no_log_outlives_its_folder():
     for handler in [handler for handler in root.handlers if type(handler) is logging.FileHandler]:
         root.removeHandler(handler)
         handler.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mounts a file system of a size such as "64k", or gives it another one; skips where none can be mounted."""
+    mounted = tmp_path / "disk"
+    mounted.mkdir()
+
+    def mount(size: str, *options: str) -> Path:
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", ",".join([f"size={size}", *options]), "tmpfs", str(mounted)],
+            capture_output=True, text=True,
+        )  # fmt: skip
+        if done.returncode:
+            pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
+        return mounted
+
+    yield mount
+    if mounted.is_mount():
+        subprocess.run(["umount", str(mounted)], check=True)
 
 
 @pytest.fixture(scope="session")

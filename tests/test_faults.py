@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -190,30 +189,11 @@ def test_a_damaged_checkpoint_of_an_epoch_is_an_error_with_its_name(folder, stop
 # Disks
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of so many megabytes, and a way to give it more; skips where none can be mounted."""
-    mounted = tmp_path / "disk"
-    mounted.mkdir()
-
-    def mount(megabytes: int, *options: str) -> Path:
-        done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", ",".join([f"size={megabytes}m", *options]), "tmpfs", str(mounted)],
-            capture_output=True, text=True,
-        )  # fmt: skip
-        if done.returncode:
-            pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
-        return mounted
-
-    yield mount
-    subprocess.run(["umount", str(mounted)], capture_output=True)
-
-
 def test_a_full_disk_keeps_the_last_point_and_the_run_goes_on_when_there_is_room(
     folder, tmp_path, small_disk, undisturbed
 ):
     """A point takes 20 MB, and so do the files of an epoch: there is room for two points and no more."""
-    output = small_disk(44) / "run"
+    output = small_disk("44m") / "run"
     flags = flags_of(folder, output, "dropout")
     ranks = Ranks(2, flags, tmp_path / "logs")
     codes = ranks.wait()
@@ -223,7 +203,7 @@ def test_a_full_disk_keeps_the_last_point_and_the_run_goes_on_when_there_is_room
     assert str(model_path(output, 0)) in ranks.logs[0].read_text().splitlines()[-1], text
     assert not list(output.glob("*.partial"))
     assert ResumePoints(output).newest()["run.bin"]["global_step"] >= 2
-    small_disk(200, "remount")
+    small_disk("200m", "remount")
     assert_resumes(folder, output, "dropout", undisturbed("dropout")[0])
 
 

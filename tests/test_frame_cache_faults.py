@@ -9,7 +9,6 @@ import os
 import resource
 import signal
 import struct
-import subprocess
 import time
 import zlib
 from pathlib import Path
@@ -248,21 +247,14 @@ def check_goes_on_without_storing(cache: FrameCache, caplog, paths: list[Path], 
     assert [file for file in files_in(cache.directory) if file.name.endswith("incomplete_frames")] == []
 
 
-def test_a_full_disk(tmp_path, extractor, caplog):
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("mounting a small file system needs root and the right to mount")
-    try:
-        paths = [write_video(tmp_path / "videos" / f"{n}.mp4", bytes([n])) for n in range(4)]
-        extractor.size = 64  # entries of 24 kB: two fit
-        cache = FrameCache(folder, extractor)
-        check_goes_on_without_storing(cache, caplog, paths, "No space left on device")
-        assert counts(cache) == (2 * 2, 4 + 2 * 2, 0)
-        assert len(files_in(folder)) == 2 and not cache.is_storing
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
+def test_a_full_disk(tmp_path, extractor, caplog, small_disk):
+    folder = small_disk("64k")
+    paths = [write_video(tmp_path / "videos" / f"{n}.mp4", bytes([n])) for n in range(4)]
+    extractor.size = 64  # entries of 24 kB: two fit
+    cache = FrameCache(folder, extractor)
+    check_goes_on_without_storing(cache, caplog, paths, "No space left on device")
+    assert counts(cache) == (2 * 2, 4 + 2 * 2, 0)
+    assert len(files_in(folder)) == 2 and not cache.is_storing
 
 
 def read_and_log(cache: FrameCache, paths: list[Path], log: Path) -> None:
