@@ -31,6 +31,18 @@ def padded_ids(tokenizer, tokens: list[str], max_words: int) -> tuple[np.ndarray
     return input_ids, input_mask
 
 
+def padded_frames(frames: np.ndarray, max_frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """`frames`, uint8 `(L, 3, S, S)` with L at most `max_frames`, as `(1, max_frames, 1, 3, S, S)`, and their mask.
+
+    The mask is int64 `(1, max_frames)`.
+    """
+    video = np.zeros((1, max_frames, 1, *frames.shape[1:]), dtype=np.uint8)
+    video_mask = np.zeros((1, max_frames), dtype=np.int64)
+    video[0, : len(frames), 0] = frames
+    video_mask[0, : len(frames)] = 1
+    return video, video_mask
+
+
 class RetrievalDataset(Dataset):
     """Pairs of a caption and its video.
 
@@ -177,9 +189,8 @@ class RetrievalDataset(Dataset):
         try:
             return self._read_video(row, generator), []
         except VideoReadError as error:
-            return self._pad(np.empty((0, 3, self.extractor.size, self.extractor.size), np.uint8)), [
-                self._bad_video(row, error)
-            ]
+            no_frames = np.empty((0, 3, self.extractor.size, self.extractor.size), np.uint8)
+            return padded_frames(no_frames, self.max_frames), [self._bad_video(row, error)]
 
     def _bad_video(self, row: int, error: VideoReadError) -> BadVideo:
         return BadVideo(row, str(self.annotations.video_paths[self.video_ids[row]]), error.reason)
@@ -200,15 +211,7 @@ class RetrievalDataset(Dataset):
             end_time=end,
             random_generator=generator or np.random.default_rng((self.seed, self.epoch, row)),
         )
-        return self._pad(frames)
-
-    def _pad(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        size = self.extractor.size
-        video = np.zeros((1, self.max_frames, 1, 3, size, size), dtype=np.uint8)
-        video_mask = np.zeros((1, self.max_frames), dtype=np.int64)
-        video[0, : len(frames), 0] = frames
-        video_mask[0, : len(frames)] = 1
-        return video, video_mask
+        return padded_frames(frames, self.max_frames)
 
 
 class _View(Dataset):

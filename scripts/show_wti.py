@@ -19,7 +19,7 @@ import torch
 import main_task_retrieval
 from arguments import build_parser
 from dataloaders.rawvideo_util import RawVideoExtractor, VideoReadError
-from dataloaders.retrieval_dataset import padded_ids, with_special_tokens
+from dataloaders.retrieval_dataset import padded_frames, padded_ids, with_special_tokens
 from modules.explanation import Explanation, by_whole_words, check_explainable, explain, whole_words
 from modules.modeling import CLIP4Clip
 from modules.retrieval import encode_texts, encode_videos
@@ -91,8 +91,7 @@ def read_video(model: CLIP4Clip, flags: argparse.Namespace, path: Path) -> tuple
     length = model.config.max_frames
     extractor = RawVideoExtractor(flags.feature_framerate, model.input_resolution)
     frames, seconds = extractor.read_frames_with_times(path, length, flags.slice_framepos)
-    video, mask = torch.zeros(1, length, *frames.shape[1:], dtype=torch.uint8), torch.zeros(1, length)
-    video[0, : len(frames)], mask[0, : len(frames)] = torch.from_numpy(frames), 1
+    video, mask = map(torch.from_numpy, padded_frames(frames, length))
     return frames, seconds, encode_videos(model, [(video, mask)], torch.device("cpu"))
 
 
