@@ -23,6 +23,7 @@ import torch
 
 import metrics
 import post_processing
+from modules.file_utils import replacing
 
 METRICS_FILE = "metrics.json"
 RANKS_FILE = "ranks.csv"
@@ -319,9 +320,8 @@ def package_version() -> str:
 
 def write_whole(path: Path, text: str) -> None:
     """Write under a temporary name, then rename: whoever reads `path` finds a whole file."""
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(text, encoding="utf-8", newline="")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
 
 
 def write_ranks(path: Path, rankings: list[Ranking]) -> None:

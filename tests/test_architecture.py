@@ -35,7 +35,7 @@ ALLOWED_IMPORTS = {
     "util": set(),
     "metrics": set(),
     "post_processing": set(),
-    "results": {"metrics", "post_processing"},
+    "results": {"metrics", "modules.file_utils", "post_processing"},
     "arguments": {"util", "post_processing", "dataloaders", "modules"},
     "evaluation": EVERYTHING - {"scripts", "evaluation", "training", "arguments"},
     "run_log": {"results"},
