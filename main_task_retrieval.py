@@ -15,10 +15,14 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import util
-from arguments import get_args
 from dataloaders.data_dataloaders import DATALOADER_DICT
-from evaluation import Evaluator
-from evaluation import eval_epoch as eval_epoch  # CLIP4Clip's users look for it here
+from engine.arguments import get_args
+from engine.evaluation import Evaluator
+from engine.evaluation import eval_epoch as eval_epoch  # CLIP4Clip's users look for it here
+from engine.run import check_output_dir
+from engine.run_files import write_flags
+from engine.training import train
+from engine.training import train_epoch as train_epoch  # and this
 from modules.checkpoint import check_evaluable, checkpoint_epoch
 from modules.configuration import CLIP4ClipConfig
 from modules.distributed import local_main_process_first
@@ -27,10 +31,6 @@ from modules.initialization import check_vocabulary, freeze_clip_layers, read_st
 from modules.modeling import CLIP4Clip
 from modules.module_clip import set_grad_checkpointing
 from modules.tokenization_clip import SimpleTokenizer
-from results import write_flags
-from run_state import check_output_dir
-from training import train
-from training import train_epoch as train_epoch  # and this
 
 logger = logging.getLogger(__name__)
 

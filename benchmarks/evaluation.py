@@ -29,8 +29,8 @@ from dataloaders.data_dataloaders import DATALOADER_DICT, evaluation_loaders
 from modules.modeling import CLIP4Clip
 from modules.retrieval import similarity_of_split
 from modules.tokenization_clip import SimpleTokenizer
-from scripts.make_mini_msrvtt import write_mini_msrvtt
-from scripts.make_tiny_clip import tiny_clip_state_dict
+from scripts.miniature.msrvtt import write_mini_msrvtt
+from scripts.miniature.tiny_clip import tiny_clip_state_dict
 
 BATCH_SIZE = 16
 

@@ -46,7 +46,7 @@ from modules.token_interaction import (
     token_interaction_in_blocks,
     weight_mlp,
 )
-from scripts.make_tiny_clip import tiny_clip_state_dict
+from scripts.miniature.tiny_clip import tiny_clip_state_dict
 
 WIDTH = 512
 PLAIN_BLOCK, PLAIN_COPIES = 32, 5  # rows and columns of a block; what autograd holds at once of (A,B,T,V)

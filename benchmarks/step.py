@@ -34,7 +34,7 @@ from modules.initialization import convert_clip_to_float16
 from modules.modeling import CLIP4Clip
 from modules.module_clip import cut_padding
 from modules.optimization import BertAdam, prepare_optimizer_groups
-from scripts.make_tiny_clip import tiny_clip_state_dict
+from scripts.miniature.tiny_clip import tiny_clip_state_dict
 
 WORDS, FRAMES = 32, 12
 VIT_B = {"embed_dim": 512, "vision_width": 768, "image_size": 224, "text_width": 512}

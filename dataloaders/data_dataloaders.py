@@ -24,11 +24,11 @@ from dataloaders import (
     dataloader_vatex_retrieval,
 )
 from dataloaders.annotations import Annotations
-from dataloaders.bad_videos import BadVideo, BadVideos
 from dataloaders.frame_cache import FrameCache
 from dataloaders.rawvideo_util import RawVideoExtractor
 from dataloaders.retrieval_dataset import RetrievalDataset
 from dataloaders.subsets import ReadSplit, read_subset
+from dataloaders.unreadable import BadVideo, BadVideos
 
 logger = logging.getLogger(__name__)
 

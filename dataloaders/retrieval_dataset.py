@@ -9,8 +9,8 @@ import torch
 from torch.utils.data import Dataset
 
 from dataloaders.annotations import Annotations
-from dataloaders.bad_videos import BadVideo
 from dataloaders.rawvideo_util import VideoReadError
+from dataloaders.unreadable import BadVideo
 
 START_TOKEN = "<|startoftext|>"
 END_TOKEN = "<|endoftext|>"

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from engine.run_files import DIRECTIONS, NUMBERS, read_metrics, read_ranks
 from metrics import BOOTSTRAP_RESAMPLES
-from results import DIRECTIONS, NUMBERS, read_metrics, read_ranks
 
 QUERIES_SHOWN = 3
 

@@ -27,7 +27,7 @@ from dataloaders.frame_cache import remove_abandoned
 from dataloaders.rawvideo_util import RawVideoExtractor, VideoReadError
 from dataloaders.video_decoding import VideoReader
 from dataloaders.worker_pool import ProcessDied, available_cores, run_tasks
-from scripts.data_files import LOSS_TOLERANCE, promised_end
+from scripts.check_data.data_files import LOSS_TOLERANCE, promised_end
 
 FAILURES_FILE = "compress_failures.csv"
 OUTCOMES = ("compressed", "kept", "failed")

@@ -6,7 +6,7 @@ The README holds them between two marker lines; `--write README.md` puts them th
 import argparse
 from pathlib import Path
 
-from arguments import build_parser
+from engine.arguments import build_parser
 
 FIRST_LINE = "<!-- flags: written by scripts/flag_tables.py -->"
 LAST_LINE = "<!-- end of flags -->"

@@ -40,5 +40,5 @@ for head in wti meanP; do
 done
 
 echo "4. results"
-"$PYTHON" -m scripts.quickstart_table "$OUTPUT/wti" "$OUTPUT/meanP"
+"$PYTHON" -m scripts.miniature.quickstart_table "$OUTPUT/wti" "$OUTPUT/meanP"
 echo "finished in $SECONDS s; everything is in $OUTPUT"

@@ -12,10 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from dataloaders.rawvideo_util import VideoReadError
-from video_search.clips import shown
 from video_search.search import Results, VideoSearch
 from video_search.stores import add_store_flags, open_store
 from video_search.vectors import Word
+from video_search.web.clips import shown
 
 BEST_SECONDS = 3
 SENTENCE_TOKENS = ("[start]", "[end]")

@@ -48,7 +48,7 @@ def load_server():
     try:
         import uvicorn
 
-        from video_search import web
+        from video_search.web import app as web
     except ModuleNotFoundError as error:
         if error.name not in ("fastapi", "starlette", "pydantic", "uvicorn"):
             raise

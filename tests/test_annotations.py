@@ -5,7 +5,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 
 from dataloaders.annotations import Annotations, Caption, MissingVideosError, find_videos, locate_captions, require_path
-from tests.reader_cases import touch
+from tests.helpers.reader_cases import touch
 
 
 def test_a_caption_is_frozen_and_spans_the_whole_video_by_default():

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from arguments import build_parser, get_args
+from engine.arguments import build_parser, get_args
 from modules.configuration import SIM_HEADERS
 from modules.initialization import OPENAI_CLIPS
 from tests.conftest import REPOSITORY

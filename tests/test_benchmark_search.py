@@ -6,7 +6,7 @@ import pytest
 from benchmarks import search
 from benchmarks.search import map_index, prepared, random_query, read_queries, write_index
 from scripts import index as index_script
-from tests.tiny_run import write_tiny_run
+from tests.helpers.tiny_run import write_tiny_run
 
 
 def test_contestants_find_the_same(tmp_path):

@@ -22,13 +22,13 @@ from matplotlib.figure import Figure
 from dataloaders.annotations import Annotations, Caption
 from dataloaders.frame_cache import FrameCache
 from dataloaders.rawvideo_util import RawVideoExtractor
-from scripts.check_data import find_same_content, main, read_files
-from scripts.data_files import measure_length
-from scripts.data_report import FileFacts, Split, draw_shares
-from scripts.make_mini_msrvtt import write_mini_msrvtt
+from scripts.check_data.__main__ import find_same_content, main, read_files
+from scripts.check_data.data_files import measure_length
+from scripts.check_data.data_report import FileFacts, Split, draw_shares
+from scripts.miniature.msrvtt import write_mini_msrvtt
 from tests.conftest import REPOSITORY
-from tests.miniatures import WRITERS, write_miniature
-from tests.numbered_videos import steady, write_numbered
+from tests.helpers.miniatures import WRITERS, write_miniature
+from tests.helpers.numbered_videos import steady, write_numbered
 
 COLUMNS = ("missing", "unreadable", "ends early", "shorter than 1 s", "same content as another", "also in training",
            "caption repeated", "caption cut")  # fmt: skip

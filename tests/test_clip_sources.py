@@ -16,7 +16,7 @@ from torch import nn
 from modules import initialization
 from modules.initialization import OPENAI_CLIPS, describe_clip, locate_clip, read_clip_weights, read_state_dict
 from modules.modeling import CLIP4Clip
-from tests.clip_cases import POSITIONS, VOCABULARY, WIDTH, assert_same_weights, task, tiny_clip, with_prefix
+from tests.helpers.clip_cases import POSITIONS, VOCABULARY, WIDTH, assert_same_weights, task, tiny_clip, with_prefix
 
 # ---- forms of files ----------------------------------------------------------------------------------------------
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.web_cases import FakeSearch, write_clip
-from video_search import clips as clips_module
-from video_search.clips import FrameCache, clip_id
+from tests.helpers.web_cases import FakeSearch, write_clip
+from video_search.web import clips as clips_module
+from video_search.web.clips import FrameCache, clip_id
 
 pytest.importorskip("fastapi")
 from fastapi.testclient import TestClient
 
-from video_search.web import create_app
+from video_search.web.app import create_app
 
 LOCAL = "http://127.0.0.1"
 

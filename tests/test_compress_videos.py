@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from dataloaders.rawvideo_util import RawVideoExtractor, VideoReadError
 from scripts import compress_videos
+from scripts.check_data.data_files import promised_end
 from scripts.compress_videos import (
     check_copy,
     compress_video,
@@ -31,10 +32,9 @@ from scripts.compress_videos import (
     timed_frames,
     write_copy,
 )
-from scripts.data_files import promised_end
 from tests.conftest import REPOSITORY
-from tests.numbered_videos import MILLISECOND, read_numbers, steady, write_numbered
-from tests.reader_cases import touch
+from tests.helpers.numbered_videos import MILLISECOND, read_numbers, steady, write_numbered
+from tests.helpers.reader_cases import touch
 
 
 def compressed(source: Path, fps: int = 3, size: int = 224) -> Path:

@@ -10,11 +10,11 @@ import torch
 import main_task_retrieval
 from dataloaders.data_dataloaders import DATALOADER_DICT
 from modules.checkpoint import model_path
-from scripts.make_mini_msrvtt import MiniMsrvtt, write_mini_msrvtt
-from scripts.make_tiny_clip import tiny_clip_state_dict
+from scripts.miniature.msrvtt import MiniMsrvtt, write_mini_msrvtt
+from scripts.miniature.tiny_clip import tiny_clip_state_dict
 from scripts.result_lines import last_results
-from tests.launch import REPOSITORY
-from tests.miniatures import WRITERS, read_clips, write_miniature
+from tests.helpers.launch import REPOSITORY
+from tests.helpers.miniatures import WRITERS, read_clips, write_miniature
 from tests.test_recipes import run_script
 
 pytestmark = pytest.mark.slow

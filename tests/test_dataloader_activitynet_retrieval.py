@@ -7,7 +7,7 @@ import pytest
 
 from dataloaders.annotations import Caption, MissingVideosError
 from dataloaders.dataloader_activitynet_retrieval import read_split
-from tests.reader_cases import data_set, read_in_time
+from tests.helpers.reader_cases import data_set, read_in_time
 
 ENTRIES = {
     "v_QOlS": {"duration": 82.73, "timestamps": [[0.8, 19.9], [17, 60]], "sentences": ["She dances.", " She stops."]},

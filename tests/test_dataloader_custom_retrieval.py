@@ -12,7 +12,7 @@ from dataloaders.dataloader_custom_retrieval import read_split
 from dataloaders.rawvideo_util import RawVideoExtractor, VideoReadError
 from dataloaders.retrieval_dataset import RetrievalDataset
 from modules.tokenization_clip import SimpleTokenizer
-from tests.reader_cases import data_set
+from tests.helpers.reader_cases import data_set
 from tests.test_rawvideo_util import write_clip
 
 TABLE = """video,caption,start,end,split

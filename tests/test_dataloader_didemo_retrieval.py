@@ -6,7 +6,7 @@ import pytest
 
 from dataloaders.annotations import Caption, MissingVideosError
 from dataloaders.dataloader_didemo_retrieval import read_split
-from tests.reader_cases import data_set, read_in_time
+from tests.helpers.reader_cases import data_set, read_in_time
 
 ENTRIES = [
     {"video": "35@N01_60_dc.mov", "description": "the man bends ", "times": [[1, 1]]},

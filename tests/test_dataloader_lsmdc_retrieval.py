@@ -4,7 +4,7 @@ import pytest
 
 from dataloaders.annotations import Caption, MissingVideosError
 from dataloaders.dataloader_lsmdc_retrieval import FILE_NAMES, read_split
-from tests.reader_cases import data_set, read_in_time
+from tests.helpers.reader_cases import data_set, read_in_time
 
 UGLY_TRUTH = "3086_UGLY_TRUTH_00.23.23.000-00.23.28.886"
 PIANIST = "0017_Pianist_00.23.28.872-00.23.34.843"

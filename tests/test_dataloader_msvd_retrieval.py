@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dataloaders.annotations import Caption, MissingVideosError
 from dataloaders.dataloader_msvd_retrieval import read_captions, read_split
-from tests.reader_cases import data_set, read_in_time
+from tests.helpers.reader_cases import data_set, read_in_time
 
 CAPTIONS = {
     "-4wsu_5_15": [["a", "squirrel", "eats"], ["an", "animal"]],

@@ -6,7 +6,7 @@ import pytest
 
 from dataloaders.annotations import Caption, MissingVideosError
 from dataloaders.dataloader_vatex_retrieval import read_split
-from tests.reader_cases import data_set, read_in_time
+from tests.helpers.reader_cases import data_set, read_in_time
 
 TRAINING = [
     {"videoID": "Ptf_000001_000011", "enCap": ["a man cooks", "food"], "chCap": ["一个男人"]},

@@ -19,9 +19,9 @@ from modules.distributed import (
     get_world_size,
     local_main_process_first,
 )
-from tests.gather_worker import Run, double_inputs
-from tests.golden_cases import load_case, load_inputs
-from tests.launch import launcher, run_python
+from tests.helpers.gather_worker import Run, double_inputs
+from tests.helpers.golden_cases import load_case, load_inputs
+from tests.helpers.launch import launcher, run_python
 
 # computed after the gather, on the whole batch in every rank: the mean over ranks is the whole gradient
 AFTER_THE_GATHER = ("clip.logit_scale", "text_weight_fc.", "video_weight_fc.")
@@ -58,7 +58,7 @@ def launched(tmp_path_factory):
         if processes not in results:
             folder = tmp_path_factory.mktemp("ranks")
             runs = json.dumps([dataclasses.asdict(run) for run in RUNS[processes]])
-            finished = run_python(*launcher("torchrun", processes), "tests/gather_worker.py", folder, runs)
+            finished = run_python(*launcher("torchrun", processes), "tests/helpers/gather_worker.py", folder, runs)
             assert finished.returncode == 0, finished.stderr
             results[processes] = [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(processes)]
         return results[processes]

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from scripts import embed
-from scripts.make_mini_msrvtt import write_mini_msrvtt
-from tests.launch import run_python
-from tests.search_cases import write_checkpoint
+from scripts.miniature.msrvtt import write_mini_msrvtt
+from tests.helpers.launch import run_python
+from tests.helpers.search_cases import write_checkpoint
 from video_search.encoder import Encoder
 
 

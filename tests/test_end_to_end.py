@@ -14,13 +14,13 @@ import torch
 
 import main_task_retrieval
 from dataloaders.rawvideo_util import RawVideoExtractor
+from engine.run_files import RunRecord, read_metrics, read_ranks
 from modules.checkpoint import model_path, optimizer_path
-from results import RunRecord, read_metrics, read_ranks
-from scripts.make_tiny_clip import tiny_clip_state_dict
+from scripts.miniature.tiny_clip import tiny_clip_state_dict
 from scripts.result_lines import last_results
-from tests.launch import REPOSITORY, launcher, run_python
+from tests.helpers.launch import REPOSITORY, launcher, run_python
+from tests.helpers.tiny_run import data_flags, write_tiny_run
 from tests.test_modeling import HEADS
-from tests.tiny_run import data_flags, write_tiny_run
 
 pytestmark = pytest.mark.slow
 

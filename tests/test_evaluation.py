@@ -12,10 +12,10 @@ import util
 from dataloaders.annotations import Annotations, Caption
 from dataloaders.data_dataloaders import DATALOADER_DICT, VideoLoader, evaluation_loader, evaluation_loaders
 from dataloaders.retrieval_dataset import RetrievalDataset
-from evaluation import Evaluator, Gallery, eval_epoch, post_process
+from engine.evaluation import Evaluator, Gallery, eval_epoch, post_process
+from engine.run_files import RunRecord, read_ranks
 from main_task_retrieval import get_args
-from post_processing import dual_softmax, querybank_normalize
-from results import RunRecord, read_ranks
+from modules.post_processing import dual_softmax, querybank_normalize
 from tests.test_modeling import tiny_model
 from tests.test_retrieval_dataset import WordTokenizer
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from modules.configuration import SIM_HEADERS
 from modules.explanation import Explanation, by_whole_words, check_explainable, explain, whole_words
 from modules.token_interaction import PackedTokens, pack_tokens
-from tests.golden_cases import load_case, load_inputs
+from tests.helpers.golden_cases import load_case, load_inputs
 from tests.test_token_interaction import first_channel, random_features, slow_interaction, weights_of
 from tests.test_tokenization_clip import ANY_TEXT
 from tests.test_tokenization_clip import tokenizer as tokenizer  # a fixture

@@ -15,9 +15,9 @@ import torch
 
 from modules.checkpoint import model_path, optimizer_path
 from modules.resume import FILES, MANIFEST, ResumePoints
-from tests.fault_worker import Ranks
+from tests.helpers.fault_worker import Ranks
+from tests.helpers.tiny_run import write_tiny_run
 from tests.test_resume import assert_equal, command, outcome
-from tests.tiny_run import write_tiny_run
 
 pytestmark = pytest.mark.faults
 

@@ -15,7 +15,7 @@ import requests
 from modules import file_utils
 from modules.file_utils import cached_path
 from tests.conftest import REPOSITORY
-from tests.download_cases import BODY, SECRET, check_cache, check_no_secret, running_server
+from tests.helpers.download_cases import BODY, SECRET, check_cache, check_no_secret, running_server
 
 
 @pytest.fixture

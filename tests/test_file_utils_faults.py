@@ -18,7 +18,7 @@ import pytest
 from modules import file_utils
 from modules.file_utils import cached_path
 from tests.conftest import REPOSITORY
-from tests.download_cases import BODY, SECRET, check_cache, check_no_secret, running_server
+from tests.helpers.download_cases import BODY, SECRET, check_cache, check_no_secret, running_server
 
 HALF, LAST = len(BODY) // 2, len(BODY) - 1
 KEPT = 1 << 20  # of HALF: whole chunks

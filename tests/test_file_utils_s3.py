@@ -8,7 +8,7 @@ import pytest
 
 from modules import file_utils
 from modules.file_utils import cached_path
-from tests.download_cases import BODY, SECRET, check_cache, check_no_secret, running_server
+from tests.helpers.download_cases import BODY, SECRET, check_cache, check_no_secret, running_server
 
 
 @pytest.fixture

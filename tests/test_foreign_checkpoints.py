@@ -7,7 +7,7 @@ import torch
 
 import main_task_retrieval
 import util
-from tests.golden_cases import load_case, load_inputs
+from tests.helpers.golden_cases import load_case, load_inputs
 from tests.test_modeling import GOLDEN_CASES
 
 # what a checkpoint's keys must say of itself, by hand; meanP and ti, and tightTransf and xti, have the same keys

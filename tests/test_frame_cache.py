@@ -14,7 +14,7 @@ import pytest
 from dataloaders import frame_cache
 from dataloaders.frame_cache import FRAME_FORMATS, FrameCache
 from dataloaders.rawvideo_util import RawVideoExtractor, VideoReadError
-from tests.frame_cache_cases import (
+from tests.helpers.frame_cache_cases import (
     FakeExtractor,
     counts,
     files_in,

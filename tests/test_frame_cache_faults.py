@@ -23,7 +23,7 @@ from PIL import Image
 
 from dataloaders import frame_cache
 from dataloaders.frame_cache import FRAME_FORMATS, FrameCache
-from tests.frame_cache_cases import (
+from tests.helpers.frame_cache_cases import (
     FakeExtractor,
     counts,
     files_in,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dataloaders.rawvideo_util import RawVideoExtractor, VideoReadError
-from tests.numbered_videos import BITS, steady, write_numbered
+from tests.helpers.numbered_videos import BITS, steady, write_numbered
 
 NTSC = Fraction(30000, 1001)
 SIDE = 120

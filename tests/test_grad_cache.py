@@ -9,8 +9,8 @@ from torch import nn
 
 from modules.grad_cache import grad_cache_backward
 from modules.modeling import CLIP4Clip, as_rows
-from tests.gather_worker import Run, double_inputs
-from tests.golden_cases import load_case, load_inputs
+from tests.helpers.gather_worker import Run, double_inputs
+from tests.helpers.golden_cases import load_case, load_inputs
 
 CASES = [
     "meanP_3d", "seqLSTM", "seqTransf", "tightTransf", "ti", "wti", "wti_seqLSTM", "xti",

@@ -31,13 +31,13 @@ from dataloaders import (
     dataloader_vatex_retrieval,
 )
 from dataloaders.annotations import Annotations
+from engine.run_files import read_metrics, read_ranks
 from metrics import TEXT_TO_VIDEO
 from modules.checkpoint import load_optimizer
 from modules.file_utils import cached_path
 from modules.initialization import read_state_dict
 from modules.optimization import BertAdam
-from results import read_metrics, read_ranks
-from tests.reader_cases import data_set
+from tests.helpers.reader_cases import data_set
 
 pytestmark = pytest.mark.slow
 

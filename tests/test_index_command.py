@@ -6,8 +6,8 @@ import shutil
 import pytest
 
 from scripts import index as index_script
-from tests.launch import run_python
-from tests.search_cases import (
+from tests.helpers.launch import run_python
+from tests.helpers.search_cases import (
     write_checkpoint,
 )
 from video_search.local_store import LocalStore

@@ -8,7 +8,7 @@ import torch
 from modules.initialization import convert_clip_to_float16, freeze_clip_layers
 from modules.modeling import CLIP4Clip
 from modules.module_clip import CLIP
-from tests.clip_cases import (
+from tests.helpers.clip_cases import (
     BLOCK_KEYS,
     FROZEN,
     POSITIONS,

@@ -8,7 +8,7 @@ import torch
 import main_task_retrieval
 import util
 from modules.modeling import CLIP4Clip
-from tests.clip_cases import FROZEN, VOCABULARY, assert_same_weights, tiny_clip, with_prefix
+from tests.helpers.clip_cases import FROZEN, VOCABULARY, assert_same_weights, tiny_clip, with_prefix
 from tests.test_util import no_launcher as no_launcher  # a fixture
 
 

@@ -10,8 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
-from scripts.make_mini_msrvtt import MOTIONS, get_args, main, write_mini_msrvtt
-from scripts.moving_shapes import COLOURS, SHAPES
+from scripts.make_mini_msrvtt import get_args, main
+from scripts.miniature.moving_shapes import COLOURS, SHAPES
+from scripts.miniature.msrvtt import MOTIONS, write_mini_msrvtt
 
 SMALL = {"train_videos": 30, "test_videos": 12, "captions_per_video": 3}
 

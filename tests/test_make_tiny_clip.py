@@ -7,7 +7,8 @@ import torch
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from safetensors.torch import load_file
 
-from scripts.make_tiny_clip import main, tiny_clip_state_dict
+from scripts.make_tiny_clip import main
+from scripts.miniature.tiny_clip import tiny_clip_state_dict
 
 SMALL = {"embed_dim": 32, "vision_width": 128, "vision_layers": 1, "patch_size": 8, "image_size": 32, "text_width": 64}
 

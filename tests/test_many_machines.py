@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.run_files import read_metrics
 from modules.checkpoint import model_path
-from results import read_metrics
-from tests.launch import REPOSITORY, free_port, run_python
-from tests.tiny_run import data_flags, write_tiny_run
+from tests.helpers.launch import REPOSITORY, free_port, run_python
+from tests.helpers.tiny_run import data_flags, write_tiny_run
 
 pytestmark = pytest.mark.slow
 

@@ -13,8 +13,8 @@ from modules.configuration import (
     CLIP4ClipConfig,
 )
 from modules.modeling import CLIP4Clip
-from scripts.make_tiny_clip import tiny_clip_state_dict
-from tests.golden_cases import load_case, load_inputs
+from scripts.miniature.tiny_clip import tiny_clip_state_dict
+from tests.helpers.golden_cases import load_case, load_inputs
 
 GOLDEN_CASES = (
     "meanP", "meanP_3d", "seqLSTM", "seqTransf", "tightTransf",

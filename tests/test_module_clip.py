@@ -7,7 +7,7 @@ import torch
 from modules.initialization import convert_clip_to_float16
 from modules.module_clip import CLIP, attention_heads, cut_padding, set_grad_checkpointing
 from modules.optimization import BertAdam
-from scripts.make_tiny_clip import tiny_clip_state_dict
+from scripts.miniature.tiny_clip import tiny_clip_state_dict
 from tests.test_modeling import tiny_batch, tiny_model
 
 

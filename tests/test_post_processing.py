@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from post_processing import ASSUMPTIONS, POST_PROCESSES, dual_softmax, querybank_normalize
+from modules.post_processing import ASSUMPTIONS, POST_PROCESSES, dual_softmax, querybank_normalize
 
 
 def test_dual_softmax_by_hand():

@@ -9,8 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modules.token_interaction import token_interaction
-from tests.qdrant_cases import FOLDER, MEAN_P, TIGHT, WTI, filled, random_query, random_video, random_videos, same
-from tests.qdrant_stand_in import stand_in
+from tests.helpers.qdrant_cases import (
+    FOLDER,
+    MEAN_P,
+    TIGHT,
+    WTI,
+    filled,
+    random_query,
+    random_video,
+    random_videos,
+    same,
+)
+from tests.helpers.qdrant_stand_in import stand_in
 from video_search import qdrant_store
 from video_search.indexing import FileState
 from video_search.qdrant_store import QdrantStore

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from qdrant_client import QdrantClient, models
 
-from tests.qdrant_cases import FOLDER, WIDTH, WTI, filled, random_query, random_video, random_videos, same
-from tests.qdrant_stand_in import stand_in
+from tests.helpers.qdrant_cases import FOLDER, WIDTH, WTI, filled, random_query, random_video, random_videos, same
+from tests.helpers.qdrant_stand_in import stand_in
 from video_search import qdrant_store
 from video_search.indexing import FileState
 from video_search.qdrant_store import QdrantStore
@@ -26,7 +26,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 WRITER = """
 import sys
 import numpy as np
-from tests.qdrant_cases import FOLDER, WTI, random_videos
+from tests.helpers.qdrant_cases import FOLDER, WTI, random_videos
 from video_search.indexing import FileState
 from video_search.qdrant_store import QdrantStore
 store = QdrantStore.open(sys.argv[1])

@@ -2,9 +2,9 @@
 
 import pytest
 
-from scripts.quickstart_table import main, seconds_taken, table
+from scripts.miniature.quickstart_table import main, seconds_taken, table
 from scripts.result_lines import last_results
-from tests.launch import run_python
+from tests.helpers.launch import run_python
 
 FIRST = (("40.1", "68.2", "79.3", "2.0", "17.4"), ("39.5", "67.0", "78.8", "2.0", "13.1"))
 LAST = (("42.9", "71.4", "100.0", "2.5", "15.6"), ("0.0", "70.9", "80.2", "1.0", "11.0"))
@@ -126,7 +126,7 @@ def test_other_numbers_of_the_eval_only_run_are_an_error(tmp_path, capsys, place
 def test_the_command_exits_with_1_and_says_why(tmp_path):
     write_training(tmp_path / "wti")
     write_evaluation(tmp_path / "wti-eval", FIRST)
-    finished = run_python("-m", "scripts.quickstart_table", tmp_path / "wti")
+    finished = run_python("-m", "scripts.miniature.quickstart_table", tmp_path / "wti")
     assert (finished.returncode, finished.stdout) == (1, "")
     assert finished.stderr.startswith(f"quickstart_table: {tmp_path / 'wti-eval' / 'log.txt'} gives ")
 

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from arguments import build_parser, get_args
+from engine.arguments import build_parser, get_args
 from scripts.flag_tables import FIRST_LINE, LAST_LINE, flag_tables, put_into
 from tests.conftest import REPOSITORY
 

@@ -12,14 +12,14 @@ import torch
 
 from dataloaders.data_dataloaders import DATALOADER_DICT
 from main_task_retrieval import get_args
-from scripts.make_mini_msrvtt import write_mini_msrvtt
-from scripts.make_tiny_clip import tiny_clip_state_dict
-from scripts.recipe_table import main as print_table
-from scripts.recipe_table import table
+from scripts.miniature.msrvtt import write_mini_msrvtt
+from scripts.miniature.tiny_clip import tiny_clip_state_dict
+from scripts.recipes.recipe_table import main as print_table
+from scripts.recipes.recipe_table import table
 from scripts.result_lines import last_results
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-SCRIPTS = REPOSITORY / "scripts"
+SCRIPTS = REPOSITORY / "scripts" / "recipes"
 SETTINGS = (
     "DATA_PATH", "FEATURES_PATH", "NPROC", "OUTPUT", "CLIP", "DRY_RUN", "CHECKPOINT", "SIM_HEADER", "AGG_MODULE",
     "RANK", "LOCAL_RANK", "WORLD_SIZE",

@@ -12,17 +12,17 @@ import pytest
 from PIL import Image
 
 import main_task_retrieval
-from arguments import get_args
 from dataloaders.annotations import Annotations, Caption
 from dataloaders.retrieval_dataset import RetrievalDataset
+from engine.arguments import get_args
+from engine.run_files import Ranking, RunRecord, read_metrics
 from modules.checkpoint import model_path
-from results import Ranking, RunRecord, read_metrics
-from scripts.report import main
-from scripts.report_data import Frames, Run, bins, histogram, read_runs, worst_queries
-from scripts.report_plots import COLOURS, colour, curves_plot, histogram_plot
-from tests.numbered_videos import BITS, steady, write_numbered
+from scripts.report.__main__ import main
+from scripts.report.data import Frames, Run, bins, histogram, read_runs, worst_queries
+from scripts.report.plots import COLOURS, colour, curves_plot, histogram_plot
+from tests.helpers.numbered_videos import BITS, steady, write_numbered
+from tests.helpers.tiny_run import data_flags, write_tiny_run
 from tests.test_resume import command
-from tests.tiny_run import data_flags, write_tiny_run
 
 TOP = ",".join(f"top{place},score{place}" for place in range(1, 6))
 VOID = {"meta", "img", "br", "link", "path", "use", "rect"}

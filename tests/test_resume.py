@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import main_task_retrieval
-import training
+from engine import training
+from engine.run import StoppedBySignal
+from engine.run_files import read_metrics, read_ranks
 from modules import resume
 from modules.checkpoint import model_path, optimizer_path
 from modules.resume import FILES, ResumePoints
-from results import read_metrics, read_ranks
-from run_state import StoppedBySignal
-from tests.tiny_run import data_flags, write_tiny_run
+from tests.helpers.tiny_run import data_flags, write_tiny_run
 
 CONTENTS = {
     "model.bin": {"weight": torch.arange(5.0)},

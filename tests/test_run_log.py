@@ -14,13 +14,13 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main_task_retrieval
-from arguments import get_args
+from engine.arguments import get_args
+from engine.run import StoppedBySignal
+from engine.run_files import read_metrics, write_flags
+from engine.run_log import EventFile, RunLog, append_lines, read_lines
 from modules.checkpoint import model_path, optimizer_path
-from results import read_metrics, write_flags
-from run_log import EventFile, RunLog, append_lines, read_lines
-from run_state import StoppedBySignal
+from tests.helpers.tiny_run import data_flags, write_tiny_run
 from tests.test_resume import assert_equal, command, outcome, stop_after
-from tests.tiny_run import data_flags, write_tiny_run
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TIMES = ("time", "seconds_per_step", "data_seconds_per_step", "clips_per_second", "peak_memory_bytes")

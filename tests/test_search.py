@@ -16,8 +16,8 @@ from modules.modeling import CLIP4Clip
 from modules.tokenization_clip import END_TOKEN, START_TOKEN, SimpleTokenizer
 from scripts import index as index_script
 from scripts import search as search_script
-from tests.launch import REPOSITORY
-from tests.tiny_run import write_tiny_run
+from tests.helpers.launch import REPOSITORY
+from tests.helpers.tiny_run import write_tiny_run
 from video_search import VideoSearch
 from video_search.search import DEFAULT_SHORTLIST
 

@@ -15,9 +15,9 @@ import torch
 
 from benchmarks import serve_load
 from scripts import serve
-from scripts.make_tiny_clip import tiny_clip_state_dict
-from tests.launch import REPOSITORY, run_python
-from tests.web_cases import write_clip
+from scripts.miniature.tiny_clip import tiny_clip_state_dict
+from tests.helpers.launch import REPOSITORY, run_python
+from tests.helpers.web_cases import write_clip
 
 pytest.importorskip("fastapi")
 

@@ -1,4 +1,4 @@
-"""scripts/show_wti.py and its drawing: real processes, real videos, and pictures that are measured."""
+"""scripts/show_wti and its drawing: real processes, real videos, and pictures that are measured."""
 
 import itertools
 import json
@@ -18,12 +18,12 @@ from PIL import Image
 from dataloaders.rawvideo_util import RawVideoExtractor
 from modules.explanation import Explanation, explain
 from modules.tokenization_clip import SimpleTokenizer
-from scripts import show_wti
-from scripts.make_tiny_clip import tiny_clip_state_dict
-from scripts.moving_shapes import Segment, draw_frames, write_video
-from scripts.wti_drawing import DOTS_PER_INCH, FRAME_COLOUR, WORD_COLOUR, draw_explanation, drawable
-from tests.clip_cases import with_prefix
-from tests.launch import run_python
+from scripts.miniature.moving_shapes import Segment, draw_frames, write_video
+from scripts.miniature.tiny_clip import tiny_clip_state_dict
+from scripts.show_wti import __main__ as show_wti
+from scripts.show_wti.drawing import DOTS_PER_INCH, FRAME_COLOUR, WORD_COLOUR, draw_explanation, drawable
+from tests.helpers.clip_cases import with_prefix
+from tests.helpers.launch import run_python
 
 FLAGS = {
     "sim_header": "wti", "agg_module": "seqTransf", "max_words": 16, "max_frames": 5, "cross_num_hidden_layers": 1,

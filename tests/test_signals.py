@@ -12,8 +12,8 @@ import pytest
 
 import util
 from modules.resume import ResumePoints
-from tests.fault_worker import Ranks
-from tests.launch import REPOSITORY, launcher
+from tests.helpers.fault_worker import Ranks
+from tests.helpers.launch import REPOSITORY, launcher
 from tests.test_faults import folder as folder  # a fixture
 from tests.test_resume import command
 
@@ -54,7 +54,7 @@ class Launched:
         flags = command(folder, output, "--epochs", "1000", "--num_thread_reader", "2", "--keep_last", "1")
         with self.printed.open("w") as printed:
             self.process = subprocess.Popen(
-                [sys.executable, *launcher("torchrun", 2), "-m", "tests.fault_worker", *flags],
+                [sys.executable, *launcher("torchrun", 2), "-m", "tests.helpers.fault_worker", *flags],
                 cwd=REPOSITORY, stdout=printed, stderr=subprocess.STDOUT,
                 env={
                     **os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "FAULT": json.dumps(fault),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from scripts import soak
+from benchmarks import soak
 
 MINUTES = np.linspace(1, 10, soak.ROWS)
 

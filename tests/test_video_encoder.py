@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from dataloaders.rawvideo_util import RawVideoExtractor, VideoReadError
 from dataloaders.worker_pool import ProcessDied
 from modules.tokenization_clip import END_TOKEN, START_TOKEN
-from scripts.make_mini_msrvtt import write_mini_msrvtt
-from tests.search_cases import write_checkpoint
+from scripts.miniature.msrvtt import write_mini_msrvtt
+from tests.helpers.search_cases import write_checkpoint
 from video_search import encoder as encoder_module
 from video_search.encoder import BadFile, Encoder
 from video_search.vectors import VideoVectors

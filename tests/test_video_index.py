@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from scripts import index as index_script
-from tests.search_cases import (
+from tests.helpers.search_cases import (
     FakeEncoder,
     check_index,
     counts,
@@ -20,9 +20,9 @@ from tests.search_cases import (
     vectors_of,
     write_files,
 )
-from tests.search_cases import encoder as encoder  # a fixture
-from tests.search_cases import made as made  # a fixture
-from tests.search_cases import videos as videos  # a fixture
+from tests.helpers.search_cases import encoder as encoder  # a fixture
+from tests.helpers.search_cases import made as made  # a fixture
+from tests.helpers.search_cases import videos as videos  # a fixture
 from video_search import local_store
 from video_search.encoder import BadFile
 from video_search.indexing import update

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.search_cases import (
+from tests.helpers.search_cases import (
     FakeEncoder,
     check_index,
     counts,
     run_update,
     write_files,
 )
-from tests.search_cases import encoder as encoder  # a fixture
-from tests.search_cases import made as made  # a fixture
-from tests.search_cases import videos as videos  # a fixture
+from tests.helpers.search_cases import encoder as encoder  # a fixture
+from tests.helpers.search_cases import made as made  # a fixture
+from tests.helpers.search_cases import videos as videos  # a fixture
 from video_search import indexing, local_store
 from video_search.local_store import LocalStore
 

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.web_cases import FakeSearch, write_clip
-from video_search.clips import clip_id
+from tests.helpers.web_cases import FakeSearch, write_clip
+from video_search.web.clips import clip_id
 
 pytest.importorskip("fastapi")
 import uvicorn
 from fastapi.testclient import TestClient
 
-from video_search import web
+from video_search.web import app as web
 
 CLIPS = ("a.mp4", "b/c.mp4", "d.mp4")
 LOCAL = "http://127.0.0.1"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.web_cases import FakeSearch, write_clip
-from video_search.clips import clip_id
+from tests.helpers.web_cases import FakeSearch, write_clip
+from video_search.web.clips import clip_id
 
 pytest.importorskip("fastapi")
 pytest.importorskip("selenium")
@@ -21,7 +21,7 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 
-from video_search.web import create_app
+from video_search.web.app import create_app
 
 pytestmark = pytest.mark.slow
 

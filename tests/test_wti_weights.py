@@ -1,4 +1,4 @@
-"""scripts/wti_weights.py: the measuring on weights made by hand, and what three trained models look at."""
+"""benchmarks/wti_weights.py: the measuring on weights made by hand, and what three trained models look at."""
 
 import json
 from pathlib import Path
@@ -7,15 +7,15 @@ import pytest
 import torch
 
 import main_task_retrieval
+from benchmarks import wti_weights
+from benchmarks.wti_weights import COLOUR, EARLY_FILLER, EMPTY, INFORMATIVE, LATE_FILLER, MOTION, SHAPE
 from modules.checkpoint import model_path
 from modules.tokenization_clip import SimpleTokenizer
-from scripts import wti_weights
-from scripts.make_mini_msrvtt import write_mini_msrvtt
-from scripts.make_tiny_clip import tiny_clip_state_dict
-from scripts.show_wti import load_model
-from scripts.wti_weights import COLOUR, EARLY_FILLER, EMPTY, INFORMATIVE, LATE_FILLER, MOTION, SHAPE
-from tests.clip_cases import with_prefix
-from tests.tiny_run import data_flags, write_tiny_run
+from scripts.miniature.msrvtt import write_mini_msrvtt
+from scripts.miniature.tiny_clip import tiny_clip_state_dict
+from scripts.show_wti.__main__ import load_model
+from tests.helpers.clip_cases import with_prefix
+from tests.helpers.tiny_run import data_flags, write_tiny_run
 
 
 def test_kinds_of_words_by_hand():

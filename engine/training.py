@@ -1,0 +1,304 @@
+"""Training: the optimizer, the epochs with their checkpoints and evaluations, and the step."""
+
+import logging
+import math
+import resource
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from tqdm.auto import tqdm
+
+import util
+from engine.evaluation import Evaluator
+from engine.run import RunState, save_batches
+from engine.run_files import write_flags
+from engine.run_log import RunLog
+from modules.checkpoint import keep_last_checkpoints, load_optimizer, model_path, save_checkpoint
+from modules.distributed import all_gather_objects, average_gradients, broadcast_weights, on_any_rank
+from modules.grad_cache import grad_cache_backward
+from modules.modeling import CLIP4Clip
+from modules.module_clip import cut_padding
+from modules.optimization import BertAdam, prepare_optimizer_groups
+
+logger = logging.getLogger(__name__)
+
+MAX_LOGIT_SCALE = math.log(100)  # CLIP's bound: a larger scale makes the softmax, and its gradients, degenerate
+MAX_GRADIENT_NORM = 1.0
+
+
+def train(args, model: CLIP4Clip, train_loader, sampler, evaluator: Evaluator, process: util.Process) -> None:
+    """All epochs: train, save, evaluate."""
+    steps_per_epoch = math.ceil(len(train_loader) / args.gradient_accumulation_steps)
+    steps = steps_per_epoch * args.epochs
+    optimizer = BertAdam(
+        prepare_optimizer_groups(model.named_parameters(), args.lr, args.coef_lr),
+        lr=args.lr, warmup=args.warmup_proportion, schedule="warmup_cosine", t_total=steps,
+        b1=0.9, b2=0.98, e=1e-6, weight_decay=0.2, max_grad_norm=1.0,
+    )  # fmt: skip
+    scaler = torch.amp.GradScaler(process.device.type, enabled=args.precision == "fp16")
+    logger.info("  Num optimizer steps = %d", steps)
+    log_types(model, args.precision)
+    state = RunState(args, model, optimizer, scaler, train_loader, evaluator, process)
+    if args.resume and not state.restore() and process.is_main:
+        evaluator.record.begin()
+    if args.resume_model:
+        state.epoch, loss = load_optimizer(args.resume_model, optimizer, scaler)
+        state.global_step = state.epoch * steps_per_epoch
+        logger.info("Resumed from %s: epoch %d, loss %f", args.resume_model, state.epoch, loss)
+        evaluator.resume(state.epoch)
+        if state.epoch >= args.epochs:
+            raise ValueError(f"--resume_model has {state.epoch} epochs behind it and --epochs is {args.epochs}")
+    if process.is_main:  # what a run that is refused has left of another must stay
+        write_flags(args)
+        earlier_run = Path(args.resume_model).parent if args.resume_model else args.output_dir
+        evaluator.run_log.begin(state.epoch, state.global_step, earlier_run)
+    step_model = over_ranks(args, model, process)
+    state.stop.listen()
+    try:
+        while state.epoch < args.epochs:
+            epoch = state.epoch
+            sampler.set_epoch(epoch)
+            loss, _ = train_epoch(
+                epoch, args, step_model, train_loader, process, optimizer, state.global_step, scaler, state
+            )
+            logger.info("Epoch %d/%s Finished, Train Loss: %f", epoch + 1, args.epochs, loss)
+            if process.is_main:
+                evaluator.run_log.add("epoch", epoch, state.global_step, loss=loss)
+            state.save()
+            evaluator.report_bad_videos(train_loader, epoch)
+            output_file = model_path(args.output_dir, epoch)
+            if process.is_main:
+                save_checkpoint(args.output_dir, epoch, model, optimizer, loss, scaler)
+                logger.info("Model saved to %s", output_file)
+            evaluator.after_epoch(epoch, output_file, state.global_step)
+            if process.is_main:
+                keep_last_checkpoints(args.output_dir, args.keep_last, epoch, evaluator.record.best()["epoch"])
+            state.next_epoch()
+    finally:  # so that nothing is said after the cause of an error
+        state.finish()
+        state.stop.forget()
+
+
+def over_ranks(args, model: CLIP4Clip, process: util.Process):
+    """The model as a step calls it: in DDP over several ranks, but for the gradient cache, which averages itself."""
+    if process.world_size == 1:
+        return model
+    if args.grad_cache_chunk:
+        broadcast_weights(model)  # as DDP does at its start
+        return model
+    return DistributedDataParallel(
+        model,
+        device_ids=[process.local_rank] if process.device.type == "cuda" else None,
+        find_unused_parameters=model.config.sim_header == "tightTransf",  # logit_scale takes no part there
+    )
+
+
+def log_types(model: CLIP4Clip, precision: str) -> None:
+    """In which numbers the weights and the optimizer's moments are kept, and the activations computed."""
+    weights = sorted({str(weight.dtype).removeprefix("torch.") for weight in model.parameters()})
+    activations = str(model.autocast_dtype).removeprefix("torch.") if model.autocast_dtype else "those of the weights"
+    logger.info(
+        "precision %s: weights and moments in %s, the encoders' activations in %s, scores and loss in float32",
+        precision, " and ".join(weights), activations,
+    )  # fmt: skip
+
+
+def train_epoch(
+    epoch: int, args, model, train_loader, process: util.Process, optimizer: BertAdam, global_step: int,
+    scaler: torch.amp.GradScaler | None = None, state: RunState | None = None,
+) -> tuple[float, int]:  # fmt: skip
+    """One pass over the training split; returns the mean loss and the number of optimizer steps so far.
+
+    A `state` says where in the epoch to begin, and is told of every step.
+    Raises NonFiniteError on every rank, before the optimizer moves, where a loss or the gradient of any is not finite,
+    and `--skip_nonfinite` allows no more.
+    """
+    model.train()
+    clip = getattr(model, "module", model).clip
+    scaler = scaler or torch.amp.GradScaler(process.device.type, enabled=False)
+    accumulate, batches = args.gradient_accumulation_steps, len(train_loader)
+    first = 0 if state is None else state.batches_done
+    total_loss = 0.0 if state is None else state.total_loss
+    progress = Progress(epoch, args, train_loader, process, None if state is None else state.evaluator.run_log)
+    group, bad_steps = StepGroup(), 0
+    bar = tqdm(
+        train_loader, desc=f"epoch {epoch + 1}/{args.epochs}", total=batches, initial=first,
+        disable=None if process.is_main else True,
+    )  # fmt: skip
+    for index, batch in enumerate(bar, start=first):
+        if state is not None and not group.batches:
+            state.before_step()
+        # the last group of an epoch may be smaller than the others
+        share = min(accumulate, batches - (index - index % accumulate))
+        group.add(batch, back_propagate(model, batch, args.grad_cache_chunk, process.device, scaler, share))
+        if (index + 1) % accumulate and index + 1 < batches:
+            continue
+        if args.grad_cache_chunk:
+            average_gradients(model.parameters())
+        scaler.unscale_(optimizer)
+        gradient_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
+        losses, norm = group.read(gradient_norm)
+        # a scaler expects infinite gradients, and leaves those steps out, as long as it can lower its scale
+        expects_overflow = scaler.is_enabled() and scaler.get_scale() > 1
+        is_finite = all(map(math.isfinite, losses if expects_overflow else [*losses, norm]))
+        is_stopping = state is not None and state.stop.is_set
+        any_not_finite, is_stopping = on_any_rank([not is_finite, is_stopping], process.device)
+        if any_not_finite:
+            bad_steps += 1
+            about = group.describe_on_all_ranks(args, train_loader, process, epoch, index, losses, norm)
+            if bad_steps > args.skip_nonfinite:
+                if state is not None:
+                    state.save_before_step()
+                raise NonFiniteError(about)
+            logger.warning("%s; the step is left out (--skip_nonfinite)", about)
+            scaler.update()  # which also makes it ready for the next gradients
+        else:
+            bad_steps = 0
+            total_loss += sum(losses)
+            scaler.step(optimizer)
+            scaler.update()
+            with torch.no_grad():
+                clip.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+        optimizer.zero_grad()
+        progress.add(sum(len(batch[0]) for batch in group.batches))
+        group = StepGroup()
+        global_step += 1
+        if global_step % args.n_display == 0:
+            progress.log(index, global_step, losses[-1], optimizer.get_lr(), clip.logit_scale.exp().item(), norm)
+        if state is not None:
+            state.after_step(index + 1, total_loss, is_stopping)
+    # of heads with negatives of their own, and of the exact gather, each rank has another share
+    return sum(all_gather_objects(total_loss)) / process.world_size / batches, global_step
+
+
+def back_propagate(
+    model, batch, chunk: int, device: torch.device, scaler: torch.amp.GradScaler, share: int
+) -> torch.Tensor:
+    """Adds the gradients of `loss / share` of a loader's batch to the parameters; returns the loss, detached.
+
+    With a `chunk` the gradient cache encodes that many pairs at once; the caller then averages over the ranks.
+    """
+    input_ids, input_mask, segment_ids, video, video_mask = batch
+    inputs = cut_padding(input_ids), segment_ids, input_mask, video, video_mask
+
+    def scaled(loss: torch.Tensor) -> torch.Tensor:
+        return scaler.scale(loss / share)
+
+    if chunk:
+        return grad_cache_backward(model, inputs, chunk, scaled)
+    loss = model(*(tensor.to(device, non_blocking=True) for tensor in inputs))
+    scaled(loss).backward()
+    return loss.detach()
+
+
+class NonFiniteError(FloatingPointError):
+    """A loss or a gradient is not finite."""
+
+
+class StepGroup:
+    """The batches of one optimizer step, and their losses on the device."""
+
+    def __init__(self):
+        self.batches: list = []
+        self.losses: list[torch.Tensor] = []
+
+    def add(self, batch, loss: torch.Tensor) -> None:
+        self.batches.append(batch)
+        self.losses.append(loss)
+
+    def read(self, gradient_norm: torch.Tensor) -> tuple[list[float], float]:
+        """The losses and the norm, in the one moment of a step in which the host waits for the device."""
+        *losses, norm = torch.stack([value.float() for value in (*self.losses, gradient_norm)]).tolist()
+        return losses, norm
+
+    def describe_on_all_ranks(
+        self, args, loader, process: util.Process, epoch: int, index: int, losses: list[float], norm: float
+    ) -> str:
+        """What is wrong on which ranks; those that have it write their batches into `--output_dir`.
+
+        The gradients are means over the ranks: where a loss is not finite, no rank's gradient is, and tells nothing.
+        """
+        bad = [number for number, loss in enumerate(losses) if not math.isfinite(loss)]
+        is_of_losses = any(all_gather_objects(bool(bad)))
+        message = None
+        if bad or not is_of_losses:
+            message = self.describe(args, loader, process, epoch, index, losses, norm, bad)
+        return "; ".join(filter(None, all_gather_objects(message)))
+
+    def describe(
+        self, args, loader, process: util.Process, epoch: int, index: int, losses: list[float], norm: float,
+        bad: list[int],
+    ) -> str:  # fmt: skip
+        first = index + 1 - len(losses)
+        what, batch = f"the loss is {losses[-1]}, and the gradient's norm {norm}", index
+        if bad:
+            what, batch = f"the loss is {losses[bad[0]]}", first + bad[0]
+        message = f"{what} in epoch {epoch + 1}, batch {batch + 1} of {len(loader)}, on rank {process.rank}"
+        if hasattr(loader, "videos_of_batch"):
+            videos = [name for number in range(first, index + 1) for name in loader.videos_of_batch(number)]
+            try:
+                path = save_batches(args.output_dir, index + 1, process.rank, self.batches, videos, losses)
+            except OSError as error:
+                path = f"no file ({error})"
+            message += f"; its batches are in {path}, of the videos {', '.join(videos)}"
+        return message
+
+
+class Progress:
+    """Work since the last log line, in this epoch: optimizer steps, and clips of this process."""
+
+    def __init__(self, epoch: int, args, loader, process: util.Process, run_log: RunLog | None = None):
+        self.epoch, self.args, self.loader, self.process, self.run_log = epoch, args, loader, process, run_log
+        self._restart()
+
+    def _restart(self) -> None:
+        self.clips = self.steps = 0
+        self.started, self.waited_before = time.perf_counter(), self._seconds_waited()
+
+    def _seconds_waited(self) -> float:
+        return getattr(self.loader, "seconds_waited", 0.0)  # any iterable of batches will do
+
+    def add(self, clips: int) -> None:
+        """One more step, of so many clips."""
+        self.steps += 1
+        self.clips += clips
+
+    def log(
+        self, index: int, global_step: int, loss: float, rates: list[float], logit_scale: float, gradient_norm: float
+    ) -> None:
+        """CLIP4Clip's line, and behind it what tells whether the run is healthy and where its time goes.
+
+        The same numbers go to the run's `RunLog`.
+        """
+        total = time.perf_counter() - self.started
+        seconds, waited = total / self.steps, (self._seconds_waited() - self.waited_before) / self.steps
+        clips_per_second = self.clips * self.process.world_size / total
+        rates, memory, batches = sorted(set(rates)), peak_memory(self.process.device), len(self.loader)
+        batches_left = (self.args.epochs - self.epoch) * batches - index - 1
+        seconds_left = batches_left / self.args.gradient_accumulation_steps * seconds
+        logger.info(
+            "Epoch: %d/%s, Step: %d/%d, Lr: %s, Loss: %f, Time/step: %f (data %f, compute %f), Clips/s: %.1f, "
+            "Logit scale: %.2f, Gradient norm: %.3f, Peak memory: %.2f GB, Eta: %s",
+            self.epoch + 1, self.args.epochs, index + 1, batches, "-".join(f"{rate:.9f}" for rate in rates), loss,
+            seconds, waited, seconds - waited, clips_per_second, logit_scale, gradient_norm, memory / 1e9,
+            timedelta(seconds=round(seconds_left)),
+        )  # fmt: skip
+        if self.run_log is not None:
+            self.run_log.add(
+                "step", self.epoch, global_step, loss=loss, learning_rates=rates, logit_scale=logit_scale,
+                gradient_norm=gradient_norm, seconds_per_step=seconds, data_seconds_per_step=waited,
+                clips_per_second=clips_per_second, peak_memory_bytes=memory,
+            )  # fmt: skip
+        self._restart()
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes so far: of tensors on a GPU, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB

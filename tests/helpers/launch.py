@@ -1,0 +1,49 @@
+"""Start real processes as a user would."""
+
+import contextlib
+import os
+import random
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def run_python(*arguments, timeout: float = 300, **environment) -> subprocess.CompletedProcess:
+    """`python ARGUMENTS` from the repository's root without a GPU; the result holds stdout and stderr as text."""
+    inherited = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=REPOSITORY,
+        env={
+            **inherited,
+            "PYTHONPATH": str(REPOSITORY),
+            "CUDA_VISIBLE_DEVICES": "",
+            "OMP_NUM_THREADS": "1",
+            **environment,
+        },
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def launcher(name: str, processes: int) -> list[str]:
+    """Arguments of `python` that start a script in several processes by `torchrun` or `torch.distributed.launch`."""
+    if name == "torchrun":
+        return ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return ["-m", "torch.distributed.launch", f"--nproc_per_node={processes}", f"--master_port={free_port()}"]
+
+
+def free_port() -> int:
+    """A port that nothing listens on, and that the system gives to no outgoing connection before it is used.
+
+    Linux takes those from 32768 on. Drawn without a seed, so that tests that run at once draw different ones.
+    """
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("100 ports are taken")

@@ -1,0 +1,147 @@
+"""For the tests of an index: files, vectors that follow from what these hold, and small models of every head."""
+
+import hashlib
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from modules.modeling import CLIP4Clip
+from scripts.miniature.tiny_clip import tiny_clip_state_dict
+from video_search import indexing
+from video_search.encoder import BadFile
+from video_search.local_store import LocalStore
+from video_search.vectors import VideoVectors
+
+WIDTH = 8
+
+
+def vectors_of(content: bytes) -> VideoVectors:
+    """One video of 1 to 4 frames; only files of the same content have the same."""
+    random = np.random.default_rng(list(hashlib.sha256(content).digest()))
+    count = int(random.integers(1, 5))
+    frames, pooled = random.standard_normal((count, WIDTH)), random.standard_normal((1, WIDTH))
+    weights, floors = random.random(count), np.array([-np.inf if count == 4 else 0])
+    frames, weights, seconds, floors, pooled = (
+        array.astype(np.float32) for array in (frames, weights, np.arange(count), floors, pooled)
+    )
+    return VideoVectors(frames, weights, seconds, np.array([count]), floors, pooled)
+
+
+class FakeEncoder:
+    """Gives `vectors_of` files; those whose content begins with "bad" are bad. `calls` are the names that it read.
+
+    Files whose content begins with "shut" cannot be opened while `is_disk_broken`.
+    """
+
+    is_disk_broken = True
+
+    def __init__(self, settings: dict | None = None, fingerprint: str = "f" * 64):
+        self.settings = {"sim_header": "wti"} if settings is None else settings
+        self.fingerprint = fingerprint
+        self.calls: list[str] = []
+
+    def videos(self, paths, processes=None, progress=False):
+        for path in paths:
+            self.calls.append(Path(path).name)
+            content = Path(path).read_bytes()
+            if content.startswith(b"shut") and self.is_disk_broken:
+                yield path, BadFile(path, "Input/output error", may_pass=True)
+            elif content.startswith(b"bad"):
+                yield path, BadFile(path, "no video")
+            else:
+                yield path, vectors_of(content)
+
+    def calls_since(self) -> list[str]:
+        """The names that were read since this was asked last, sorted."""
+        calls, self.calls = sorted(self.calls), []
+        return calls
+
+
+def write_videos(folder: Path) -> Path:
+    """Seven files whose names are those of videos, and one other."""
+    contents = {f"{name}.mp4": f"content of {name}" for name in "abcdef"}
+    return write_files(folder, {**contents, "deep/er/g.MKV": "g", "notes.txt": "no video"})
+
+
+@pytest.fixture
+def videos(tmp_path) -> Path:
+    return write_videos(tmp_path / "videos")
+
+
+@pytest.fixture
+def encoder() -> FakeEncoder:
+    return FakeEncoder()
+
+
+@pytest.fixture
+def made(tmp_path, videos, encoder) -> Path:
+    """The index of the seven videos."""
+    run_update(tmp_path / "index", videos, encoder)
+    return tmp_path / "index"
+
+
+def write_files(folder: Path, contents: dict[str, str]) -> Path:
+    """Files by their path below the folder."""
+    for path, content in contents.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(content)
+    return folder
+
+
+def write_checkpoint(folder: Path, sim_header: str, agg_module: str = "none", **flags) -> dict:
+    """A checkpoint of random weights with its CLIP, of width 32; the flags that name and fit it."""
+    clip = folder / "clip.pt"
+    if not clip.exists():
+        weights = tiny_clip_state_dict(
+            embed_dim=32, vision_width=32, vision_layers=1, patch_size=16, image_size=32, text_width=32, text_layers=1
+        )
+        torch.save(weights, clip)
+    flags = {
+        "pretrained_clip_name": str(clip), "sim_header": sim_header, "agg_module": agg_module, "max_words": 12,
+        "max_frames": 4, "cross_num_hidden_layers": 1, **flags,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    model = CLIP4Clip.from_pretrained("cross-base", task_config=SimpleNamespace(**flags))
+    for name, weight in model.named_parameters():
+        if not name.startswith("clip."):
+            torch.nn.init.normal_(weight, std=0.3)  # heads that change what comes out
+    path = folder / f"{sim_header}-{agg_module}-{flags.get('linear_patch', '2d')}.bin"
+    torch.save(model.state_dict(), path)
+    return {**flags, "init_model": str(path)}
+
+
+def run_update(index: Path, folder: Path, encoder: FakeEncoder, **options) -> indexing.Summary:
+    store = LocalStore.open_for_writing(index)
+    try:
+        summary = indexing.update(store, folder, encoder, **options)
+        store.compact()
+        return summary
+    finally:
+        store.close()
+
+
+def counts(summary: indexing.Summary) -> tuple[int, ...]:
+    return summary.added, summary.changed, summary.removed, summary.unchanged, len(summary.bad)
+
+
+def check_index(index: Path, folder: Path) -> None:
+    """The index opens, and has the vectors of exactly the good videos below the folder, to the bit."""
+    store = LocalStore.open(index)
+    expected = {
+        path: vectors_of((folder / path).read_bytes())
+        for path in indexing.find_files(folder)[0]
+        if not (folder / path).read_bytes().startswith(b"bad")
+    }
+    assert set(store.paths) == set(expected)
+    assert len(store) == len(store.vectors) == len(expected)
+    for place, path in enumerate(store.paths):
+        for found in (store.vectors.take(np.array([place])), store.example(path)):
+            for name, array in vars(expected[path]).items():
+                np.testing.assert_array_equal(getattr(found, name), array)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
