@@ -1,4 +1,4 @@
-"""How long a resume point stalls the training, beside the time of a step and a plain `torch.save`.
+"""How long a training checkpoint stalls the training, beside the time of a step and a plain `torch.save`.
 
     python -m benchmarks.checkpoint [--repeats 5] [--batch_size 4] [--folder DISK] [--output FILE.md]
 
@@ -6,7 +6,7 @@ The model has the sizes of ViT-B/32 and random weights, on the CPU; the optimize
 contestants take turns in one run; a figure is the median of its repeats.
 
     step            forward, backward and BertAdam on BATCH_SIZE pairs of 12 frames, while nothing is written
-    stall           `ResumePoints.save` until the training goes on: everything copied, the writing in a thread
+    stall           `TrainingCheckpoints.save` until the training goes on: everything copied, the writing in a thread
     step, writing   the step right after the stall, while the point is written
     until whole     from the call until the point is on the disk: written, summed, flushed, renamed
     torch.save      the same content by `torch.save`, not flushed: the stall of a run that writes it in its own thread
@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from benchmarks.reporting import header, publish
 from benchmarks.step import CLIPS, Batch, Contestant, build_contestants, random_batch
-from modules.resume import FILES, ResumePoints
+from modules.resume import FILES, TrainingCheckpoints
 
 
 def take_step(contestant: Contestant, batch: Batch) -> None:
@@ -47,7 +47,7 @@ def seconds_of(action: Callable[[], object]) -> float:
 
 def measure(contestant: Contestant, batch: Batch, folder: Path, repeats: int) -> tuple[dict[str, list[float]], int]:
     """Seconds of every repeat by contestant, and the bytes of a point; the first round allocates and does not count."""
-    points = ResumePoints(folder)
+    points = TrainingCheckpoints(folder)
     seconds: dict[str, list[float]] = {}
     for repeat in tqdm(range(repeats + 1), leave=False):
         step = seconds_of(lambda: take_step(contestant, batch))

@@ -40,9 +40,9 @@ from modules.modeling import CLIP4Clip, CLIP4ClipConfig
 from modules.module_clip import CLIP
 from modules.retrieval import encode_texts, encode_videos, score_in_blocks
 from modules.token_interaction import (
+    masked_softmax,
     pack_tokens,
     packed_interaction,
-    softmax_weights,
     token_interaction_in_blocks,
     weight_mlp,
 )
@@ -89,7 +89,7 @@ class Gallery:
 
     def weights(self, texts: slice, videos: slice) -> tuple[torch.Tensor, torch.Tensor]:
         return tuple(
-            softmax_weights(network(side.vectors[rows]).squeeze(-1), side.mask[rows])
+            masked_softmax(network(side.vectors[rows]).squeeze(-1), side.mask[rows])
             for network, side, rows in (
                 (self.text_network, self.texts, texts),
                 (self.video_network, self.videos, videos),

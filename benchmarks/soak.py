@@ -4,11 +4,11 @@
 
 Two things go on at the same time, on random weights and a few drawn videos, and need no network and no GPU:
 
--   One process trains epoch after epoch, with loader workers that stay, a frame cache and resume points.  Its memory,
-    file descriptors and threads are noted all the time; after a warm-up they must not grow.
--   One run after the other meets random faults: it is killed, told to stop, its newest resume point gets a wrong bit,
-    or a video is cut in the middle of the run.  It goes on by `--resume auto`, and must end with the weights of the
-    run that nothing happened to (after a cut video: it must end).
+-   One process trains epoch after epoch, with loader workers that stay, a frame cache and training checkpoints. Its
+    memory, file descriptors and threads are noted all the time; after a warm-up they must not grow.
+-   One run after the other meets random faults: it is killed, told to stop, its newest training checkpoint gets a
+    wrong bit, or a video is cut in the middle of the run. It goes on by `--resume auto`, and must end with the
+    weights of the run that nothing happened to (after a cut video: it must end).
 """
 
 import argparse

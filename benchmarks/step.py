@@ -32,7 +32,7 @@ from benchmarks.plain_step import PlainBertAdam, PlainModel
 from benchmarks.reporting import header, publish
 from modules.initialization import convert_clip_to_float16
 from modules.modeling import CLIP4Clip
-from modules.module_clip import cut_padding
+from modules.module_clip import trim_padding
 from modules.optimization import BertAdam, prepare_optimizer_groups
 from scripts.miniature.tiny_clip import tiny_clip_state_dict
 
@@ -103,7 +103,7 @@ def random_batch(size: int, model: CLIP4Clip, device: torch.device) -> Batch:
     pixels = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8).to(device)
     mean, std = torch.tensor(model.frame_statistics, dtype=torch.float64, device=device).T.reshape(2, 3, 1, 1)
     return Batch(
-        input_ids.to(device), cut_padding(input_ids).to(device), attention_mask.to(device),
+        input_ids.to(device), trim_padding(input_ids).to(device), attention_mask.to(device),
         pixels, (pixels.double() / 255 - mean) / std, video_mask.to(device),
     )  # fmt: skip
 

@@ -28,7 +28,7 @@ from dataloaders.frame_cache import FrameCache
 from dataloaders.rawvideo_util import RawVideoExtractor
 from dataloaders.retrieval_dataset import RetrievalDataset
 from dataloaders.subsets import ReadSplit, read_subset
-from dataloaders.unreadable import BadVideo, BadVideos
+from dataloaders.unreadable import UnreadableVideo, UnreadableVideos
 
 logger = logging.getLogger(__name__)
 
@@ -57,12 +57,12 @@ class VideoLoader:
 
     Attributes:
         dataset: the `RetrievalDataset`, or this rank's share of its videos.
-        bad_videos: the `BadVideos` of the current pass, or of the last one.
+        bad_videos: the `UnreadableVideos` of the current pass, or of the last one.
         seconds_waited: time since the start that this process has waited for batches.
     """
 
     def __init__(
-        self, dataset: Dataset, samples: Dataset, new_record: Callable[[], BadVideos], *, batch_size: int,
+        self, dataset: Dataset, samples: Dataset, new_record: Callable[[], UnreadableVideos], *, batch_size: int,
         num_workers: int, sampler=None, drop_last: bool = False, keep_workers: bool = False,
     ):  # fmt: skip
         self.dataset, self.sampler = dataset, sampler
@@ -91,7 +91,7 @@ class VideoLoader:
             started = time.perf_counter()
 
     def start_at(self, batch: int, bad_videos: dict | None = None) -> None:
-        """The next pass leaves out this many batches; `bad_videos` is the `BadVideos.state` that they left."""
+        """The next pass leaves out this many batches; `bad_videos` is the `UnreadableVideos.state` that they left."""
         self.sampler.first = batch * self.batch_size
         self._bad_videos_before = bad_videos
 
@@ -103,7 +103,9 @@ class VideoLoader:
         return [names[self.dataset.item_of_sample(index)] for index in indices]
 
 
-def collate_reported(samples: list[tuple[tuple, list[BadVideo]]]) -> tuple[list[torch.Tensor], list[BadVideo]]:
+def collate_reported(
+    samples: list[tuple[tuple, list[UnreadableVideo]]],
+) -> tuple[list[torch.Tensor], list[UnreadableVideo]]:
     """The samples with a leading batch axis, and all that was found bad while they were read."""
     return default_collate([sample for sample, _ in samples]), [bad for _, found in samples for bad in found]
 
@@ -245,8 +247,8 @@ def _build_loader(dataset: Dataset, batch_size: int, num_workers: int, **setting
     )
 
 
-def _new_record(split: str, policy: str, dataset: RetrievalDataset) -> Callable[[], BadVideos]:
-    return partial(BadVideos, split, policy, len(set(dataset.annotations.video_paths.values())))
+def _new_record(split: str, policy: str, dataset: RetrievalDataset) -> Callable[[], UnreadableVideos]:
+    return partial(UnreadableVideos, split, policy, len(set(dataset.annotations.video_paths.values())))
 
 
 def _log_counts(subset: str, dataset: RetrievalDataset, rank: int) -> None:

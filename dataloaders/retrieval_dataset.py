@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from dataloaders.annotations import Annotations
 from dataloaders.rawvideo_util import VideoReadError
-from dataloaders.unreadable import BadVideo
+from dataloaders.unreadable import UnreadableVideo
 
 START_TOKEN = "<|startoftext|>"
 END_TOKEN = "<|endoftext|>"
@@ -23,7 +23,7 @@ def with_special_tokens(words: list[str], max_words: int) -> list[str]:
     return [START_TOKEN, *words[: max_words - 2], END_TOKEN]
 
 
-def padded_ids(tokenizer, tokens: list[str], max_words: int) -> tuple[np.ndarray, np.ndarray]:
+def pad_ids(tokenizer, tokens: list[str], max_words: int) -> tuple[np.ndarray, np.ndarray]:
     """Ids and mask, int64 `(1, max_words)` each, of at most `max_words` tokens."""
     input_ids, input_mask = np.zeros((2, 1, max_words), dtype=np.int64)
     input_ids[0, : len(tokens)] = tokenizer.convert_tokens_to_ids(tokens)
@@ -31,7 +31,7 @@ def padded_ids(tokenizer, tokens: list[str], max_words: int) -> tuple[np.ndarray
     return input_ids, input_mask
 
 
-def padded_frames(frames: np.ndarray, max_frames: int) -> tuple[np.ndarray, np.ndarray]:
+def pad_frames(frames: np.ndarray, max_frames: int) -> tuple[np.ndarray, np.ndarray]:
     """`frames`, uint8 `(L, 3, S, S)` with L at most `max_frames`, as `(1, max_frames, 1, 3, S, S)`, and their mask.
 
     The mask is int64 `(1, max_frames)`.
@@ -121,7 +121,7 @@ class RetrievalDataset(Dataset):
         self._epoch.fill_(epoch)
 
     def samples(self, replace_bad: bool) -> Dataset:
-        """Every sample once, as `(sample, bad_videos)`: what `dataset[i]` gives, and a list of `BadVideo`.
+        """Every sample once, as `(sample, bad_videos)`: what `dataset[i]` gives, and a list of `UnreadableVideo`.
 
         A sample whose video is bad becomes another sample, which its index and the epoch choose (and which may be in
         the same batch once more), or with `replace_bad` False has no frame: video and mask are 0.
@@ -168,7 +168,7 @@ class RetrievalDataset(Dataset):
             caption_number = int(generator.choice(self._captions_of_video[index]))
         return caption_number, int(self.video_index[caption_number]), generator
 
-    def _sample_or_other(self, index: int) -> tuple[tuple[np.ndarray, ...], list[BadVideo]]:
+    def _sample_or_other(self, index: int) -> tuple[tuple[np.ndarray, ...], list[UnreadableVideo]]:
         bad_videos, chosen = [], index
         for attempt in range(1, MAX_REPLACEMENTS + 1):
             try:
@@ -178,26 +178,26 @@ class RetrievalDataset(Dataset):
             chosen = int(np.random.default_rng((self.seed, self.epoch, index, attempt)).integers(len(self)))
         return self[chosen], bad_videos
 
-    def _sample_or_blank(self, index: int) -> tuple[tuple[np.ndarray, ...], list[BadVideo]]:
+    def _sample_or_blank(self, index: int) -> tuple[tuple[np.ndarray, ...], list[UnreadableVideo]]:
         caption_number, row, generator = self._draw(index)
         video, bad_videos = self._video_or_blank(row, generator)
         return (*self._read_caption(caption_number), *video), bad_videos
 
     def _video_or_blank(
         self, row: int, generator: np.random.Generator | None = None
-    ) -> tuple[tuple[np.ndarray, np.ndarray], list[BadVideo]]:
+    ) -> tuple[tuple[np.ndarray, np.ndarray], list[UnreadableVideo]]:
         try:
             return self._read_video(row, generator), []
         except VideoReadError as error:
             no_frames = np.empty((0, 3, self.extractor.size, self.extractor.size), np.uint8)
-            return padded_frames(no_frames, self.max_frames), [self._bad_video(row, error)]
+            return pad_frames(no_frames, self.max_frames), [self._bad_video(row, error)]
 
-    def _bad_video(self, row: int, error: VideoReadError) -> BadVideo:
-        return BadVideo(row, str(self.annotations.video_paths[self.video_ids[row]]), error.reason)
+    def _bad_video(self, row: int, error: VideoReadError) -> UnreadableVideo:
+        return UnreadableVideo(row, str(self.annotations.video_paths[self.video_ids[row]]), error.reason)
 
     def _read_caption(self, caption_number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         words = self.tokenizer.tokenize(self.annotations.captions[caption_number].text)
-        input_ids, input_mask = padded_ids(self.tokenizer, with_special_tokens(words, self.max_words), self.max_words)
+        input_ids, input_mask = pad_ids(self.tokenizer, with_special_tokens(words, self.max_words), self.max_words)
         return input_ids, input_mask, np.zeros_like(input_ids)
 
     def _read_video(self, row: int, generator: np.random.Generator | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -211,7 +211,7 @@ class RetrievalDataset(Dataset):
             end_time=end,
             random_generator=generator or np.random.default_rng((self.seed, self.epoch, row)),
         )
-        return padded_frames(frames, self.max_frames)
+        return pad_frames(frames, self.max_frames)
 
 
 class _View(Dataset):

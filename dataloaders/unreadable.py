@@ -9,17 +9,17 @@ from dataclasses import dataclass
 
 from dataloaders.rawvideo_util import VideoReadError
 
-BAD_VIDEO_POLICIES = ("fail", "skip")
-MAX_BAD_SHARE = 0.01
+UNREADABLE_VIDEO_POLICIES = ("fail", "skip")
+MAX_UNREADABLE_SHARE = 0.01
 """Above this share of a split's videos a run stops, whatever the policy: its numbers would be those of other data."""
 
 
-class TooManyBadVideosError(RuntimeError):
+class TooManyUnreadableVideosError(RuntimeError):
     """More videos of a split are unreadable than a run may skip."""
 
 
 @dataclass(frozen=True, order=True)
-class BadVideo:
+class UnreadableVideo:
     """An item of `RetrievalDataset.video_ids` (its number) that gave no frames: its file, and why."""
 
     item: int
@@ -27,24 +27,24 @@ class BadVideo:
     reason: str
 
 
-class BadVideos:
+class UnreadableVideos:
     """The bad videos of one pass over a split, as far as this process knows.
 
     Args:
         split: its name, for messages.
-        policy: "fail" raises at the first bad video, "skip" when they exceed `MAX_BAD_SHARE` of the files.
+        policy: "fail" raises at the first bad video, "skip" when they exceed `MAX_UNREADABLE_SHARE` of the files.
         files: number of video files in the split.
     """
 
     def __init__(self, split: str, policy: str, files: int):
         self.split, self.policy, self.files = split, policy, files
-        self.by_item: dict[int, BadVideo] = {}
+        self.by_item: dict[int, UnreadableVideo] = {}
         self.samples = 0
 
-    def report(self, found: Iterable[BadVideo]) -> None:
+    def report(self, found: Iterable[UnreadableVideo]) -> None:
         """Takes note of samples of this process that met a bad video.
 
-        Raises VideoReadError under "fail", TooManyBadVideosError above the share that may be skipped.
+        Raises VideoReadError under "fail", TooManyUnreadableVideosError above the share that may be skipped.
         """
         for bad_video in found:
             if self.policy == "fail":
@@ -60,10 +60,10 @@ class BadVideos:
 
     def restore(self, state: dict) -> None:
         """Go on from what a pass had found when it was interrupted."""
-        self.by_item = {item: BadVideo(item, path, reason) for item, path, reason in state["bad_videos"]}
+        self.by_item = {item: UnreadableVideo(item, path, reason) for item, path, reason in state["bad_videos"]}
         self.samples = state["samples"]
 
-    def merge(self, of_ranks: list["BadVideos"]) -> None:
+    def merge(self, of_ranks: list["UnreadableVideos"]) -> None:
         """Takes over what all ranks found, this one included, so that all of them know and decide the same."""
         found = sorted(bad_video for other in of_ranks for bad_video in other.by_item.values())
         self.by_item = {bad_video.item: bad_video for bad_video in reversed(found)}
@@ -80,9 +80,9 @@ class BadVideos:
 
     def _check_share(self) -> None:
         bad_files = len(self.paths())
-        if bad_files > MAX_BAD_SHARE * self.files:
-            raise TooManyBadVideosError(
+        if bad_files > MAX_UNREADABLE_SHARE * self.files:
+            raise TooManyUnreadableVideosError(
                 f"{bad_files} of {self.files} video files of the {self.split} split cannot be read, more than the "
-                f"{MAX_BAD_SHARE:.0%} that --bad_videos skip passes over: {self.listing()}; "
+                f"{MAX_UNREADABLE_SHARE:.0%} that --bad_videos skip passes over: {self.listing()}; "
                 "python -m scripts.check_data lists all of them"
             )

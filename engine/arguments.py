@@ -8,7 +8,7 @@ import os
 import util
 from dataloaders.data_dataloaders import DATALOADER_DICT
 from dataloaders.frame_cache import FRAME_FORMATS
-from dataloaders.unreadable import BAD_VIDEO_POLICIES, MAX_BAD_SHARE
+from dataloaders.unreadable import MAX_UNREADABLE_SHARE, UNREADABLE_VIDEO_POLICIES
 from modules.configuration import (
     AGG_MODULES,
     AGGREGATING_HEADERS,
@@ -67,11 +67,11 @@ def add_run_flags(group) -> None:
     )
     group.add_argument(
         "--resume", type=str, default=None, choices=["auto"],
-        help="auto: go on from the newest whole resume point in --output_dir, or start where there is none",
+        help="auto: go on from the newest whole training checkpoint in --output_dir, or start where there is none",
     )  # fmt: skip
     group.add_argument(
         "--save_steps", type=int, default=0,
-        help="write a resume point every N optimizer steps, beside that of each epoch's end; 0: only there",
+        help="write a training checkpoint every N optimizer steps, beside that of each epoch's end; 0: only there",
     )  # fmt: skip
     group.add_argument(
         "--keep_last", type=int, default=0,
@@ -131,9 +131,9 @@ def add_data_flags(group) -> None:
         help="exact: the frames as they are; jpeg: about a tenth of the space, and slightly other pixels",
     )  # fmt: skip
     group.add_argument(
-        "--bad_videos", type=str, default="fail", choices=BAD_VIDEO_POLICIES,
+        "--bad_videos", type=str, default="fail", choices=UNREADABLE_VIDEO_POLICIES,
         help="a video that gives no frames stops the run, or is skipped: in training another sample takes its place, "
-        f"in evaluation it counts as a miss; above {MAX_BAD_SHARE:.0%}% of a split the run stops all the same",
+        f"in evaluation it counts as a miss; above {MAX_UNREADABLE_SHARE:.0%}% of a split the run stops all the same",
     )  # fmt: skip
     group.add_argument("--batch_size_val", type=int, default=3500, help="texts or videos encoded at once in evaluation")
 

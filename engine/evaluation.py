@@ -83,7 +83,7 @@ class Evaluator:
             util.log_split(split, length, loader.batch_size, len(loader))
             self.loaders[split] = loader
         self.bank = build_loader(args, tokenizer, subset="bank")[0] if args.post_process == "qb_norm" else None
-        self.picking_split = "holdout" if args.holdout else "test"
+        self.validation_split = "holdout" if args.holdout else "test"
         holdout = self.loaders["holdout"].dataset.annotations if args.holdout else None
         self.record = RunRecord(args, process.world_size, holdout) if process.is_main else None
         self.run_log = RunLog(args.output_dir) if process.is_main else None
@@ -102,7 +102,7 @@ class Evaluator:
 
     def after_epoch(self, epoch: int, checkpoint, step: int | None = None) -> None:
         """Evaluate on the split that picks the epoch, and say which is the best so far."""
-        self.evaluate(self.picking_split, epoch, checkpoint, step)
+        self.evaluate(self.validation_split, epoch, checkpoint, step)
         if self.process.is_main:
             best = self.record.best()
             picked_on = "the test split, the published protocol"

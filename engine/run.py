@@ -11,7 +11,7 @@ from engine.run_files import decisive_flags
 from modules.distributed import all_gather_objects, broadcast_object, broadcast_weights
 from modules.file_utils import naming_the_file
 from modules.optimization import BertAdam
-from modules.resume import FOLDER, ResumePoints
+from modules.resume import FOLDER, TrainingCheckpoints
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class RunState:
         self.random: dict | None = None
         self.saved_step: int | None = None
         self.stop = util.StopRequest()
-        self.points = ResumePoints(args.output_dir) if process.is_main else None
+        self.points = TrainingCheckpoints(args.output_dir) if process.is_main else None
 
     def after_step(self, batches_done: int, total_loss: float, is_stopping: bool) -> None:
         """Note an optimizer step; save where `--save_steps` says so, or where any rank is asked to stop."""
@@ -49,7 +49,9 @@ class RunState:
         if is_stopping:
             self.stop.is_answered = True
             if not self.save(wait=True):
-                raise OSError(f"stopped by a signal, but no resume point could be written in {self.args.output_dir}")
+                raise OSError(
+                    f"stopped by a signal, but no training checkpoint could be written in {self.args.output_dir}"
+                )
             logger.warning("stopped by a signal after step %d; --resume auto goes on from there", self.global_step)
             raise StoppedBySignal
         if self.args.save_steps and self.global_step % self.args.save_steps == 0:
@@ -64,11 +66,11 @@ class RunState:
         self.random = util.random_state(self.process.device)
 
     def save_before_step(self) -> None:
-        """Write a resume point of the place where the step, which cannot be finished, began."""
+        """Write a training checkpoint of the place where the step, which cannot be finished, began."""
         self.save(wait=True, random=self.random)
 
     def save(self, wait: bool = False, random: dict | None = None) -> bool:
-        """Write a resume point; every rank must call this. With `wait`, False where it could not be written.
+        """Write a training checkpoint; every rank must call this. With `wait`, False where it could not be written.
 
         No rank leaves before the point is there: a launcher ends the others as soon as one does. Without `wait` a point
         that this step has already is not written again.
@@ -104,7 +106,7 @@ class RunState:
             self.points.finish()
 
     def restore(self) -> bool:
-        """Go on from the newest whole resume point in `--output_dir`; False where there is none.
+        """Go on from the newest whole training checkpoint in `--output_dir`; False where there is none.
 
         Raises ValueError where flags that decide the numbers differ from those of the run; `--epochs` may be more.
         """

@@ -28,7 +28,7 @@ from modules.file_utils import replacing
 METRICS_FILE = "metrics.json"
 RANKS_FILE = "ranks.csv"
 HOLDOUT_FILE = "holdout.txt"
-BAD_VIDEOS_FILE = "bad_videos.csv"
+UNREADABLE_VIDEOS_FILE = "bad_videos.csv"
 GALLERY_FILE = "gallery.csv"
 FLAGS_FILE = "flags.json"
 REPOSITORY = Path(__file__).parent.parent
@@ -131,7 +131,7 @@ class RunRecord:
 
     def begin(self) -> None:
         """A run that goes on from no other: what an earlier one left in the folder is not of this one."""
-        (self.folder / BAD_VIDEOS_FILE).unlink(missing_ok=True)
+        (self.folder / UNREADABLE_VIDEOS_FILE).unlink(missing_ok=True)
         if self.is_training:
             (self.folder / HOLDOUT_FILE).unlink(missing_ok=True)
             self.list_holdout()
@@ -142,7 +142,7 @@ class RunRecord:
             write_whole(self.folder / HOLDOUT_FILE, self.listing)
 
     def list_bad_videos(self, dataset, bad_videos, epoch: int | None) -> None:
-        """Add to `bad_videos.csv` what no earlier pass found: the `BadVideos` of a pass over a `RetrievalDataset`."""
+        """Add to `bad_videos.csv` what a pass over a `RetrievalDataset` found that no earlier pass did."""
         known = len(self.bad_videos)
         for bad in sorted(bad_videos.by_item.values()):
             row = [bad_videos.split, dataset.video_ids[bad.item], bad.path, bad.reason, "" if epoch is None else epoch]
@@ -154,9 +154,9 @@ class RunRecord:
         """Write `bad_videos.csv`, or remove it where there are none."""
         if self.bad_videos:
             rows = [["split", "video_id", "path", "reason", "epoch"], *self.bad_videos.values()]
-            write_csv(self.folder / BAD_VIDEOS_FILE, rows)
+            write_csv(self.folder / UNREADABLE_VIDEOS_FILE, rows)
         else:
-            (self.folder / BAD_VIDEOS_FILE).unlink(missing_ok=True)
+            (self.folder / UNREADABLE_VIDEOS_FILE).unlink(missing_ok=True)
 
     def list_gallery(self, dataset) -> None:
         """Write `gallery.csv`: where the frames are of a `RetrievalDataset`'s items, which `ranks.csv` names alike."""
@@ -340,9 +340,9 @@ def write_csv(path: Path, rows: Iterable[list]) -> None:
 
 def read_bad_videos(folder: Path) -> dict[tuple[str, str], list]:
     """Rows of a run's `bad_videos.csv` by split and path; none where it has no such file."""
-    if not (folder / BAD_VIDEOS_FILE).is_file():
+    if not (folder / UNREADABLE_VIDEOS_FILE).is_file():
         return {}
-    with (folder / BAD_VIDEOS_FILE).open(encoding="utf-8", newline="") as file:
+    with (folder / UNREADABLE_VIDEOS_FILE).open(encoding="utf-8", newline="") as file:
         return {(row[0], row[2]): row for row in list(csv.reader(file))[1:]}
 
 

@@ -21,7 +21,7 @@ from modules.checkpoint import keep_last_checkpoints, load_optimizer, model_path
 from modules.distributed import all_gather_objects, average_gradients, broadcast_weights, on_any_rank
 from modules.grad_cache import grad_cache_backward
 from modules.modeling import CLIP4Clip
-from modules.module_clip import cut_padding
+from modules.module_clip import trim_padding
 from modules.optimization import BertAdam, prepare_optimizer_groups
 
 logger = logging.getLogger(__name__)
@@ -183,7 +183,7 @@ def back_propagate(
     With a `chunk` the gradient cache encodes that many pairs at once; the caller then averages over the ranks.
     """
     input_ids, input_mask, segment_ids, video, video_mask = batch
-    inputs = cut_padding(input_ids), segment_ids, input_mask, video, video_mask
+    inputs = trim_padding(input_ids), segment_ids, input_mask, video, video_mask
 
     def scaled(loss: torch.Tensor) -> torch.Tensor:
         return scaler.scale(loss / share)

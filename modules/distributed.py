@@ -78,7 +78,7 @@ def all_gather(rows: torch.Tensor, reduce: bool = False) -> torch.Tensor:
     return AllGather.apply(rows, reduce) if is_distributed() else rows
 
 
-def all_gather_together(tensors: Iterable[torch.Tensor], reduce: bool = False) -> tuple[torch.Tensor, ...]:
+def gather_features(tensors: Iterable[torch.Tensor], reduce: bool = False) -> tuple[torch.Tensor, ...]:
     """`all_gather` of several tensors (N, ...) of two axes or more: one collective for each dtype, and in its backward.
 
     The results are views of what was gathered, in the order of `tensors`.

@@ -217,25 +217,25 @@ def without_module_prefix(state_dict: dict[str, torch.Tensor]) -> dict[str, torc
 
 @dataclass
 class WeightReport:
-    """Which keys of the model were loaded, which started fresh, which of the file were not used."""
+    """Which keys of the model were loaded, which were newly initialized, which of the file were unexpected."""
 
     loaded: list[str] = field(default_factory=list)
-    fresh_from_clip: list[str] = field(default_factory=list)
-    fresh_at_random: list[str] = field(default_factory=list)
+    initialized_from_clip: list[str] = field(default_factory=list)
+    initialized_randomly: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
 
     @property
     def untrained_head(self) -> list[str]:
         """Keys of heads that no training has touched; a fresh conv2 is not among them: it computes what conv1 does."""
-        return [key for key in self.fresh_from_clip + self.fresh_at_random if not key.startswith("clip.")]
+        return [key for key in self.initialized_from_clip + self.initialized_randomly if not key.startswith("clip.")]
 
     def log(self) -> None:
         """One line for each of the four, where it is not empty."""
         for keys, words in (
             (self.loaded, "weights loaded"),
-            (self.fresh_from_clip, "weights started fresh from CLIP's layers"),
-            (self.fresh_at_random, "weights started fresh at random"),
-            (self.unused, "weights of the file not used by this model"),
+            (self.initialized_from_clip, "parameters newly initialized from CLIP's layers"),
+            (self.initialized_randomly, "parameters newly initialized (random)"),
+            (self.unused, "unexpected keys in the file"),
         ):
             if keys:
                 logger.info("%d %s: %s", len(keys), words, summarize_keys(keys))
@@ -274,22 +274,22 @@ def load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> WeightRe
     for key in wanted:
         if key in weights:
             continue
-        fresh = fresh_from_clip(key, weights)
+        fresh = initialized_from_clip(key, weights)
         if fresh is not None and fresh.shape == wanted[key].shape:
             complete[key] = fresh
-            report.fresh_from_clip.append(key)
+            report.initialized_from_clip.append(key)
         elif key.startswith("clip."):
             missing_clip.append(key)
         else:
             complete[key] = wanted[key]
-            report.fresh_at_random.append(key)
+            report.initialized_randomly.append(key)
     if missing_clip:
         raise ValueError(f"{len(missing_clip)} weights of CLIP are missing in the file: {', '.join(missing_clip[:5])}")
     model.load_state_dict(complete)
     return report
 
 
-def fresh_from_clip(key: str, weights: dict[str, torch.Tensor]) -> torch.Tensor | None:
+def initialized_from_clip(key: str, weights: dict[str, torch.Tensor]) -> torch.Tensor | None:
     """Start value of a head's weight from CLIP's own layers, None where CLIP has none for it."""
     if key == "clip.visual.conv2.weight":
         # Conv3d that computes what the 2d one does: its kernel in the middle slice, zeros around it

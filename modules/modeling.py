@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from modules.configuration import POOLED_HEADERS, TIGHT_HEADERS, TOKEN_HEADERS, CLIP4ClipConfig, check_cross_model
-from modules.distributed import all_gather_together, get_rank, get_world_size
+from modules.distributed import gather_features, get_rank, get_world_size
 from modules.initialization import (
     OPENAI_MEAN,
     OPENAI_STD,
@@ -31,7 +31,7 @@ from modules.losses import CrossEn, channel_correlation, decorrelation_loss, tok
 from modules.module_clip import CLIP
 from modules.module_cross import CrossModel, TransformerClip
 from modules.token_interaction import (
-    softmax_weights,
+    masked_softmax,
     token_interaction_in_blocks,
     uniform_weights,
     weight_mlp,
@@ -65,7 +65,7 @@ class CLIP4Clip(nn.Module):
         if config.sim_header == "wti":
             self.text_weight_fc = weight_mlp(width, config.wti_arch)
             self.video_weight_fc = weight_mlp(width, config.wti_arch)
-        self._start_fresh_heads()
+        self._initialize_heads()
         self.loss_fct = CrossEn()
         self.frame_statistics = tuple(zip(mean, std, strict=True))
         self.autocast_dtype: torch.dtype | None = None
@@ -77,8 +77,8 @@ class CLIP4Clip(nn.Module):
         """The model for `task_config` (a namespace of flags), with the weights of `state_dict`.
 
         Without CLIP's weights in `state_dict` they come from `pretrained_clip_name`. `.weight_report` and the log say
-        what was loaded, what started fresh and what was not used. `cross_model_name` is CLIP4Clip's "cross-base": it
-        names no file here, since all sizes come from the weights.
+        what was loaded, what was newly initialized and which keys were unexpected. `cross_model_name` is CLIP4Clip's
+        "cross-base": it names no file here, since all sizes come from the weights.
         Raises ValueError for an unknown name, a shape that differs or a missing weight, FileNotFoundError for a file.
         """
         check_cross_model(cross_model_name)
@@ -105,7 +105,7 @@ class CLIP4Clip(nn.Module):
         logger.info("activation %s, frames normalised by mean %s, std %s", source.activation, source.mean, source.std)
         return model
 
-    def _start_fresh_heads(self) -> None:
+    def _initialize_heads(self) -> None:
         """BERT's start for the layers of the cross encoder and the positions: normal with std 0.02, biases 0."""
         heads = [
             module
@@ -166,17 +166,17 @@ class CLIP4Clip(nn.Module):
             decorrelated = (one_random_token(attention_mask), one_random_token(video_mask))
         everything = (*own, *decorrelated) if self.config.cdcr else own
         if not self.config.has_local_negatives:
-            everything = all_gather_together(everything, reduce=self.config.has_exact_gather)
+            everything = gather_features(everything, reduce=self.config.has_exact_gather)
         if self.config.has_exact_gather and get_world_size() > 1:
-            loss = self.own_rows_and_columns_loss(own, everything[:4])
+            loss = self.local_loss(own, everything[:4])
         else:
             logits = self.score(*everything[:4])
-            loss = self.both_ways_loss(logits, logits)
+            loss = self.contrastive_loss(logits, logits)
         if self.config.cdcr:
             loss = loss + self.config.cdcr_lambda * self.decorrelation(*everything[:2], *everything[4:])
         return loss
 
-    def own_rows_and_columns_loss(self, own: tuple, everything: tuple) -> torch.Tensor:
+    def local_loss(self, own: tuple, everything: tuple) -> torch.Tensor:
         """Loss of this rank's texts against all videos, and of its videos against all texts.
 
         `own` are features and masks in the order of `score`, `everything` those of all ranks by a reducing gather. The
@@ -186,9 +186,9 @@ class CLIP4Clip(nn.Module):
         (texts, frames, text_mask, video_mask), (all_texts, all_frames, all_text_mask, all_video_mask) = own, everything
         own_texts = self.score(texts, all_frames, text_mask, all_video_mask)
         own_videos = self.score(all_texts, frames, all_text_mask, video_mask)
-        return self.both_ways_loss(own_texts, own_videos, first_column=get_rank() * texts.shape[0])
+        return self.contrastive_loss(own_texts, own_videos, first_column=get_rank() * texts.shape[0])
 
-    def both_ways_loss(self, text_rows, video_columns, first_column: int = 0) -> torch.Tensor:
+    def contrastive_loss(self, text_rows, video_columns, first_column: int = 0) -> torch.Tensor:
         """Mean loss of N texts (N,G) that choose among videos, and N videos (G,N) that choose among texts."""
         return (self.loss_fct(text_rows, first_column) + self.loss_fct(video_columns.T, first_column)) / 2
 
@@ -207,7 +207,7 @@ class CLIP4Clip(nn.Module):
     def get_sequence_output(self, input_ids, token_type_ids=None, attention_mask=None, shaped=False) -> torch.Tensor:
         """Ids (A,T) -> float32 sentence vectors (A,1,D), or all tokens (A,T,D) for the token heads.
 
-        The ids may be shorter than the mask (`cut_padding`): the tokens are then filled up with zeros to the mask's T,
+        The ids may be shorter than the mask (`trim_padding`): the tokens are then filled up with zeros to the mask's T,
         so that every batch, and every rank, has the same. `token_type_ids` are CLIP4Clip's and not read. `shaped` says
         that the pair axis is gone already, which the shapes tell here and below.
         """
@@ -317,8 +317,8 @@ class CLIP4Clip(nn.Module):
         if self.config.sim_header == "ti":
             return uniform_weights(text_mask), uniform_weights(video_mask)
         return (
-            softmax_weights(self.text_weight_fc(text_features).squeeze(-1), text_mask),
-            softmax_weights(self.video_weight_fc(video_features).squeeze(-1), video_mask),
+            masked_softmax(self.text_weight_fc(text_features).squeeze(-1), text_mask),
+            masked_softmax(self.video_weight_fc(video_features).squeeze(-1), video_mask),
         )
 
     def cross_similarity(self, sequence_output, frames, video_mask) -> torch.Tensor:

@@ -62,7 +62,7 @@ class Attention(nn.Module):
             width = x.shape[-1]
             weight_query, weight_key_value = self.in_proj_weight.split((width, 2 * width))
             bias_query, bias_key_value = self.in_proj_bias.split((width, 2 * width))
-            query = F.linear(tokens_at(x, positions), weight_query, bias_query)
+            query = F.linear(gather_tokens(x, positions), weight_query, bias_query)
             key, value = F.linear(x, weight_key_value, bias_key_value).chunk(2, dim=-1)
         mask = None if additive_mask is None else within_range(additive_mask, query.dtype)
         if causal and positions is not None:
@@ -115,7 +115,7 @@ class ResidualAttentionBlock(nn.Module):
     ) -> torch.Tensor:
         """(N, L, width) -> (N, L, width), or (N, 1, width): the tokens at `positions` (N,) alone."""
         mixed = self.attn(self.ln_1(x), additive_mask, causal, positions)
-        x = (x if positions is None else tokens_at(x, positions)) + mixed
+        x = (x if positions is None else gather_tokens(x, positions)) + mixed
         return x + self.mlp(self.ln_2(x))
 
 
@@ -189,7 +189,7 @@ class VisionTransformer(nn.Module):
         if self.linear_patch == "2d":
             # a convolution whose stride is its kernel is one matrix product over the pixels of each patch
             kernel = self.conv1.weight
-            return F.linear(pixel_patches(frames.to(kernel.dtype), kernel.shape[-1]), kernel.flatten(1))
+            return F.linear(patchify(frames.to(kernel.dtype), kernel.shape[-1]), kernel.flatten(1))
         if video_frame < 1 or frames.shape[0] % video_frame:
             raise ValueError(
                 f"linear_patch 3d needs the number of frames per video: video_frame={video_frame} "
@@ -297,7 +297,7 @@ class CLIP(nn.Module):
         return self.token_embedding(input_ids).to(self.dtype) + self.positional_embedding[:length].to(self.dtype)
 
 
-def tokens_at(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+def gather_tokens(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """One token of each row: (N, L, width) and positions (N,) -> (N, 1, width)."""
     return x[torch.arange(x.shape[0], device=x.device), positions].unsqueeze(1)
 
@@ -307,13 +307,13 @@ def within_range(additive_mask: torch.Tensor, dtype: torch.dtype) -> torch.Tenso
     return additive_mask.clamp(min=torch.finfo(dtype).min / 2).to(dtype)
 
 
-def pixel_patches(frames: torch.Tensor, size: int) -> torch.Tensor:
+def patchify(frames: torch.Tensor, size: int) -> torch.Tensor:
     """(N, 3, H, W) -> the pixels of each patch, in the order of a convolution's kernel: (N, patches, 3 size size)."""
     rows = frames.unflatten(3, (-1, size)).unflatten(2, (-1, size))
     return rows.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
-def cut_padding(input_ids: torch.Tensor, multiple: int = 8) -> torch.Tensor:
+def trim_padding(input_ids: torch.Tensor, multiple: int = 8) -> torch.Tensor:
     """Ids (..., T) without the last columns that are padding, id 0, in every text; a multiple of `multiple` remains.
 
     The text tower is causal, so what remains is encoded as before. Few lengths keep the shapes few. Call it while the

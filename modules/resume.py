@@ -1,4 +1,4 @@
-"""Resume points: all that a run needs to go on as if it had never stopped, written whole and found again.
+"""Training checkpoints: all that a run needs to go on as if it had never stopped, written whole and found again.
 
     OUTPUT_DIR/resume/step-00000120/model.bin        weights
                                     optimizer.bin    optimizer and gradient scaler
@@ -30,12 +30,12 @@ TEMPORARY_PREFIX = ".incomplete-"
 POINTS_KEPT = 2  # the newest, and one to fall back on
 
 
-class DamagedPointError(ValueError):
-    """A resume point is not what its manifest says."""
+class DamagedCheckpointError(ValueError):
+    """A training checkpoint is not what its manifest says."""
 
 
-class ResumePoints:
-    """The resume points in an `--output_dir`; for the main process.
+class TrainingCheckpoints:
+    """The training checkpoints in an `--output_dir`; for the main process.
 
     A point that cannot be written (disk full, folder read-only) is a warning, and the training goes on: the points
     before it stay.
@@ -71,9 +71,9 @@ class ResumePoints:
         """
         for point in self._points():
             try:
-                contents = read_point(point)
+                contents = read_training_checkpoint(point)
             except (OSError, ValueError) as error:
-                logger.warning("the resume point %s is damaged, the one before it is tried: %s", point, error)
+                logger.warning("the training checkpoint %s is damaged, the one before it is tried: %s", point, error)
                 self._damaged.append(point)
             else:
                 logger.info("Resuming from %s", point)
@@ -88,7 +88,7 @@ class ResumePoints:
         try:
             self._write(step, contents)
         except OSError as error:
-            logger.warning("no resume point could be written in %s; the run goes on: %s", self.folder, error)
+            logger.warning("no training checkpoint could be written in %s; the run goes on: %s", self.folder, error)
             return False
         return True
 
@@ -124,16 +124,16 @@ class ResumePoints:
             shutil.rmtree(old)
 
 
-def read_point(point: Path) -> dict[str, dict]:
-    """What a point holds, by file; DamagedPointError or OSError where it is not what its manifest says."""
+def read_training_checkpoint(point: Path) -> dict[str, dict]:
+    """What a point holds, by file; DamagedCheckpointError or OSError where it is not what its manifest says."""
     try:
         manifest = json.loads((point / MANIFEST).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DamagedPointError(f"{point / MANIFEST}: {error}") from error
+        raise DamagedCheckpointError(f"{point / MANIFEST}: {error}") from error
     for name in FILES:
         found, expected = about_file(point / name), manifest.get(name) if isinstance(manifest, dict) else None
         if found != expected:
-            raise DamagedPointError(f"{point / name} is {found}, and {MANIFEST} says {expected}")
+            raise DamagedCheckpointError(f"{point / name} is {found}, and {MANIFEST} says {expected}")
     return {name: load_tensors(point / name) for name in FILES}
 
 

@@ -11,7 +11,7 @@ import torch
 
 from modules.distributed import all_gather_uneven, gather_rows
 from modules.modeling import CLIP4Clip, as_rows
-from modules.module_clip import cut_padding
+from modules.module_clip import trim_padding
 from modules.token_interaction import PackedTokens, pack_tokens, packed_interaction
 
 SIMILARITY_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -39,7 +39,7 @@ def encode_texts(
     keep = keeper(model, "text_weight_fc", dtype)
     parts = []
     for input_ids, input_mask, segment_ids in batches:
-        input_ids, input_mask = cut_padding(input_ids).to(device), input_mask.to(device)
+        input_ids, input_mask = trim_padding(input_ids).to(device), input_mask.to(device)
         parts.append(keep(model.get_sequence_output(input_ids, segment_ids, input_mask), as_rows(input_mask)))
     length = model.config.max_words
     return joined(parts) if parts else keep(*no_rows(model, length if model.is_token_head else 1, length, device))

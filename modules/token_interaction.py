@@ -39,10 +39,10 @@ def weight_mlp(width: int, arch: int) -> nn.Module:
     return layers[0] if arch == 1 else nn.Sequential(*layers)
 
 
-def softmax_weights(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def masked_softmax(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """(N, L) logits -> (N, L) weights: softmax over valid tokens, 0 on padding, all 0 where nothing is valid.
 
-    >>> softmax_weights(torch.zeros(2, 3), torch.tensor([[1, 1, 0], [0, 0, 0]])).tolist()
+    >>> masked_softmax(torch.zeros(2, 3), torch.tensor([[1, 1, 0], [0, 0, 0]])).tolist()
     [[0.5, 0.5, 0.0], [0.0, 0.0, 0.0]]
     """
     valid = mask.bool()
@@ -128,7 +128,7 @@ def token_interaction_in_blocks(
     device = text.device.type
     if torch.is_autocast_enabled(device):
         words, frames = (tokens.to(torch.get_autocast_dtype(device)) for tokens in (words, frames))
-    best_frame, best_word = map(at_least_float32, BestMatches.apply(words, frames, block_bytes))
+    best_frame, best_word = map(at_least_float32, MaxSim.apply(words, frames, block_bytes))
     # products and sums instead of matrix products, which autocast would round
     text_to_video = (best_frame * text_weights.unsqueeze(2)).sum(dim=1)
     video_to_text = (best_word * video_weights.T).sum(dim=1)
@@ -162,7 +162,7 @@ def padding_filled(tokens: torch.Tensor, mask: torch.Tensor, padding: str) -> to
     return tokens * valid.unsqueeze(-1)
 
 
-class BestMatches(torch.autograd.Function):
+class MaxSim(torch.autograd.Function):
     """Best cosine of every word in every video, and of every frame in every text.
 
     Words (A,T,D) and frames (B,V,D), unit vectors -> (A,T,B), (A,V,B). Autograd of the formula keeps cosines (A,T,V,B)
@@ -262,7 +262,7 @@ def pack_tokens(
         weights = uniform_weights(mask)
     else:
         logits = weight_network(tokens[valid]).squeeze(-1)
-        weights = softmax_weights(logits.new_zeros(valid.shape).masked_scatter(valid, logits).float(), mask)
+        weights = masked_softmax(logits.new_zeros(valid.shape).masked_scatter(valid, logits).float(), mask)
     kept = valid.clone()
     kept[:, 0] |= ~valid.any(dim=1)
     vectors = unit_vectors(tokens[kept]) * valid[kept].unsqueeze(-1)

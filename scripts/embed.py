@@ -29,13 +29,13 @@ from dataloaders.annotation_files import read_text
 from dataloaders.annotations import require_path
 from dataloaders.worker_pool import available_cores
 from modules.file_utils import replacing
-from video_search.encoder import BadFile, Encoder
+from video_search.encoder import Encoder, UnreadableFile
 from video_search.encoder_flags import add_encoder_flags, given_flags
 from video_search.indexing import find_files
 from video_search.vectors import VideoVectors
 
 
-def list_videos(places: list[str]) -> tuple[list[str], list[BadFile]]:
+def list_videos(places: list[str]) -> tuple[list[str], list[UnreadableFile]]:
     """The files among the places and all videos below the folders, each once; and what of these cannot be listed."""
     files, bad = [], []
     for place in places:
@@ -48,11 +48,13 @@ def list_videos(places: list[str]) -> tuple[list[str], list[BadFile]]:
     return list(dict.fromkeys(files)), bad
 
 
-def embed_videos(encoder: Encoder, files: list[str], processes: int) -> tuple[dict[str, np.ndarray], list[BadFile]]:
+def embed_videos(
+    encoder: Encoder, files: list[str], processes: int
+) -> tuple[dict[str, np.ndarray], list[UnreadableFile]]:
     """The arrays of all videos that can be read, in the order of the files, and those that cannot."""
     results = dict(encoder.videos(files, processes, progress=True))
-    bad = [results[file] for file in files if isinstance(results[file], BadFile)]
-    names = [file for file in files if not isinstance(results[file], BadFile)]
+    bad = [results[file] for file in files if isinstance(results[file], UnreadableFile)]
+    names = [file for file in files if not isinstance(results[file], UnreadableFile)]
     if not names:
         return {}, bad
     joined = VideoVectors.joined([results[name] for name in names])

@@ -9,7 +9,7 @@ import csv
 from pathlib import Path
 
 from dataloaders.worker_pool import available_cores
-from video_search.encoder import BadFile, Encoder
+from video_search.encoder import Encoder, UnreadableFile
 from video_search.encoder_flags import add_encoder_flags, given_flags
 from video_search.indexing import Store, Summary, update
 from video_search.local_store import LocalStore
@@ -18,7 +18,7 @@ from video_search.stores import add_store_flags, open_store
 BAD_FILES_SHOWN = 20
 
 
-def write_bad_files(path: Path, bad: list[BadFile]) -> None:
+def write_bad_files(path: Path, bad: list[UnreadableFile]) -> None:
     """A csv with the columns path and reason; names that are no text keep their bytes."""
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         csv.writer(file).writerows([("path", "reason"), *((one.path, one.reason) for one in bad)])
@@ -38,7 +38,7 @@ def describe(summary: Summary, store: Store) -> str:
     return text
 
 
-def show_bad_files(bad: list[BadFile]) -> None:
+def show_bad_files(bad: list[UnreadableFile]) -> None:
     """The first of them, each with its reason in a line of its own."""
     for one in bad[:BAD_FILES_SHOWN]:
         print(f"bad: {one.path if one.path.isprintable() else ascii(one.path)}: {one.reason}")

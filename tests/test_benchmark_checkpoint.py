@@ -1,10 +1,10 @@
-"""The benchmark of resume points: every contestant has its row, and a point is what was asked for."""
+"""The benchmark of training checkpoints: every contestant has its row, and a point is what was asked for."""
 
 import torch
 
 from benchmarks import checkpoint
 from benchmarks.step import build_contestants, random_batch
-from modules.resume import ResumePoints
+from modules.resume import TrainingCheckpoints
 
 
 def test_report(tmp_path, capsys):
@@ -22,5 +22,5 @@ def test_a_point_holds_the_model_and_both_moments(tmp_path):
     _, size = checkpoint.measure(contestant, random_batch(2, contestant.model, cpu), tmp_path, repeats=1)
     weights = sum(parameter.numel() for parameter in contestant.model.parameters())
     assert 0.99 < size / (3 * 4 * weights) < 1.05
-    found = ResumePoints(tmp_path).newest()
+    found = TrainingCheckpoints(tmp_path).newest()
     assert found["model.bin"].keys() == contestant.model.state_dict().keys()

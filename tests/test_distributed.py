@@ -10,10 +10,10 @@ from modules import modeling
 from modules.distributed import (
     all_gather,
     all_gather_objects,
-    all_gather_together,
     all_gather_uneven,
     average_gradients,
     buckets,
+    gather_features,
     gather_rows,
     get_rank,
     get_world_size,
@@ -233,7 +233,7 @@ def test_one_process_needs_no_group():
     assert all_gather(rows) is rows
     assert all_gather_uneven(rows) is rows
     assert gather_rows(rows) is rows
-    assert all_gather_together((rows, rows)) == (rows, rows)
+    assert gather_features((rows, rows)) == (rows, rows)
     assert all_gather_objects("a") == ["a"]
     assert (get_rank(), get_world_size()) == (0, 1)
     with local_main_process_first():

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from modules.checkpoint import model_path, optimizer_path
-from modules.resume import FILES, MANIFEST, ResumePoints
+from modules.resume import FILES, MANIFEST, TrainingCheckpoints
 from tests.helpers.fault_worker import Ranks
 from tests.helpers.tiny_run import write_tiny_run
 from tests.test_resume import assert_equal, command, outcome
@@ -144,7 +144,7 @@ def test_a_random_damage_is_found_and_the_point_before_is_taken(stopped, tmp_pat
     else:
         del content[place:]
     file.write_bytes(content)
-    assert ResumePoints(tmp_path).newest()["run.bin"]["global_step"] == 5
+    assert TrainingCheckpoints(tmp_path).newest()["run.bin"]["global_step"] == 5
     assert "step-00000006 is damaged" in caplog.text and file.name in caplog.text
 
 
@@ -165,7 +165,7 @@ def test_a_damaged_point_is_not_kept_in_place_of_a_whole_one(stopped, tmp_path):
     """It would be none to fall back on."""
     shutil.copytree(stopped / "resume", tmp_path / "resume")
     (tmp_path / "resume" / "step-00000006" / "run.bin").write_bytes(b"")
-    points = ResumePoints(tmp_path)
+    points = TrainingCheckpoints(tmp_path)
     contents = points.newest()
     points.save(9, contents, wait=True)
     assert sorted(path.name for path in (tmp_path / "resume").iterdir()) == ["step-00000005", "step-00000009"]
@@ -199,10 +199,10 @@ def test_a_full_disk_keeps_the_last_point_and_the_run_goes_on_when_there_is_room
     codes = ranks.wait()
     text = ranks.text()
     assert all(codes), text
-    assert "no resume point could be written" in text and "the run goes on" in text
+    assert "no training checkpoint could be written" in text and "the run goes on" in text
     assert str(model_path(output, 0)) in ranks.logs[0].read_text().splitlines()[-1], text
     assert not list(output.glob("*.partial"))
-    assert ResumePoints(output).newest()["run.bin"]["global_step"] >= 2
+    assert TrainingCheckpoints(output).newest()["run.bin"]["global_step"] >= 2
     small_disk("200m", "remount")
     assert_resumes(folder, output, "dropout", undisturbed("dropout")[0])
 
@@ -212,7 +212,7 @@ def test_a_folder_that_takes_no_points_is_a_warning(folder, tmp_path, undisturbe
     (tmp_path / "resume").write_text("a file")
     ranks = Ranks(2, flags_of(folder, tmp_path, "dropout"), tmp_path / "logs")
     assert ranks.wait() == [0, 0]
-    assert ranks.text().count("no resume point could be written") >= 8
+    assert ranks.text().count("no training checkpoint could be written") >= 8
     assert_equal(outcome(tmp_path), undisturbed("dropout")[0])
 
 
@@ -231,7 +231,7 @@ def test_a_loss_that_is_not_finite_stops_both_ranks_before_the_optimizer(folder,
         assert "the loss is inf in epoch 1, batch 3 of 4" in last and f"on rank {rank}" in last
         assert all(video in last for video in content["videos"]) and len(content["videos"]) == 3
     assert not (tmp_path / f"nonfinite_batch3_rank{1 - rank}.pt").exists()
-    assert ResumePoints(tmp_path).newest()["run.bin"]["global_step"] == 2
+    assert TrainingCheckpoints(tmp_path).newest()["run.bin"]["global_step"] == 2
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

@@ -42,8 +42,8 @@ def report_of(model: CLIP4Clip) -> dict[str, set[str]]:
     report = model.weight_report
     return {
         "loaded": {key for key in report.loaded if not key.startswith("clip.")},
-        "from clip": set(report.fresh_from_clip),
-        "at random": set(report.fresh_at_random),
+        "from clip": set(report.initialized_from_clip),
+        "at random": set(report.initialized_randomly),
         "unused": set(report.unused),
     }
 
@@ -156,9 +156,9 @@ def test_log_says_what_was_loaded_fresh_and_unused(clip_weights, caplog):
         whole_model(checkpoint, "wti", agg_module="seqTransf", cross_num_hidden_layers=1)
     assert caplog.messages == [
         "50 weights loaded: clip.* (50)",  # 3 blocks of 12, and 14 outside the blocks
-        "13 weights started fresh from CLIP's layers: frame_position_embeddings.* (1), transformerClip.* (12)",
-        "8 weights started fresh at random: text_weight_fc.* (4), video_weight_fc.* (4)",
-        "1 weights of the file not used by this model: similarity_dense.* (1)",
+        "13 parameters newly initialized from CLIP's layers: frame_position_embeddings.* (1), transformerClip.* (12)",
+        "8 parameters newly initialized (random): text_weight_fc.* (4), video_weight_fc.* (4)",
+        "1 unexpected keys in the file: similarity_dense.* (1)",
         "activation quick_gelu, frames normalised by mean (0.48145466, 0.4578275, 0.40821073), "
         "std (0.26862954, 0.26130258, 0.27577711)",
     ]

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from modules.initialization import convert_clip_to_float16
-from modules.module_clip import CLIP, attention_heads, cut_padding, set_grad_checkpointing
+from modules.module_clip import CLIP, attention_heads, set_grad_checkpointing, trim_padding
 from modules.optimization import BertAdam
 from scripts.miniature.tiny_clip import tiny_clip_state_dict
 from tests.test_modeling import tiny_batch, tiny_model
@@ -147,7 +147,7 @@ def test_a_step_never_reads_the_device():
     optimizer.step()
     assert optimizer.state[clip.text_projection]["next_m"].is_meta
     with pytest.raises(NotImplementedError, match="[Mm]eta"):
-        cut_padding(input_ids)
+        trim_padding(input_ids)
 
 
 def test_the_towers_compile_as_one_graph():
@@ -174,8 +174,8 @@ def test_a_short_text_uses_the_first_positions():
 )
 def test_cut_padding(lengths, multiple, kept):
     input_ids = (torch.arange(12) < torch.tensor(lengths)[:, None]).long() * 7
-    assert torch.equal(cut_padding(input_ids, multiple), input_ids[:, :kept])
-    assert torch.equal(cut_padding(input_ids[:, None], multiple), input_ids[:, None, :kept])
+    assert torch.equal(trim_padding(input_ids, multiple), input_ids[:, :kept])
+    assert torch.equal(trim_padding(input_ids[:, None], multiple), input_ids[:, None, :kept])
 
 
 @pytest.mark.parametrize("head", ["meanP", "wti", "xti"])
@@ -183,7 +183,7 @@ def test_cut_texts_train_as_whole_ones(head):
     input_ids, segment_ids, input_mask, video, video_mask = tiny_batch()
     input_ids[:, 5:], input_mask[:, 5:] = 0, 0
     losses, gradients = [], []
-    for ids in (input_ids, cut_padding(input_ids, 1)):
+    for ids in (input_ids, trim_padding(input_ids, 1)):
         model = tiny_model(head).train()
         torch.manual_seed(3)
         loss = model(ids, segment_ids, input_mask, video, video_mask)

@@ -14,7 +14,7 @@ from engine.run import StoppedBySignal
 from engine.run_files import read_metrics, read_ranks
 from modules import resume
 from modules.checkpoint import model_path, optimizer_path
-from modules.resume import FILES, ResumePoints
+from modules.resume import FILES, TrainingCheckpoints
 from tests.helpers.tiny_run import data_flags, write_tiny_run
 
 CONTENTS = {
@@ -27,23 +27,23 @@ CONTENTS = {
 # Points on the disk
 
 
-def step_of(points: ResumePoints) -> int | None:
+def step_of(points: TrainingCheckpoints) -> int | None:
     found = points.newest()
     return None if found is None else found["run.bin"]["step"]
 
 
-def save(points: ResumePoints, *steps: int) -> None:
+def save(points: TrainingCheckpoints, *steps: int) -> None:
     for step in steps:
         points.save(step, {**CONTENTS, "run.bin": {"step": step}}, wait=True)
 
 
 def test_a_point_comes_back_as_it_was_saved(tmp_path):
     weight = torch.arange(5.0)
-    points = ResumePoints(tmp_path)
+    points = TrainingCheckpoints(tmp_path)
     points.save(7, {**CONTENTS, "model.bin": {"weight": weight}})
     weight.zero_()  # the training goes on while the point is written
     points.finish()
-    found = ResumePoints(tmp_path).newest()
+    found = TrainingCheckpoints(tmp_path).newest()
     assert found["model.bin"]["weight"].tolist() == [0, 1, 2, 3, 4]
     assert found["optimizer.bin"]["state"][0].tolist() == [1, 1, 1] and found["optimizer.bin"]["state"][1] == 2
     assert found["run.bin"] == {"epoch": 1, "name": "a"}
@@ -51,18 +51,18 @@ def test_a_point_comes_back_as_it_was_saved(tmp_path):
 
 
 def test_no_points_are_no_error(tmp_path):
-    assert ResumePoints(tmp_path / "absent").newest() is None
+    assert TrainingCheckpoints(tmp_path / "absent").newest() is None
 
 
 def test_the_last_two_points_are_kept(tmp_path):
-    save(ResumePoints(tmp_path), 1, 9, 10)
+    save(TrainingCheckpoints(tmp_path), 1, 9, 10)
     assert sorted(path.name for path in (tmp_path / "resume").iterdir()) == ["step-00000009", "step-00000010"]
 
 
 @pytest.mark.parametrize("name", [*FILES, "manifest.json"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "longer", "gone", "empty"])
 def test_a_damaged_point_is_passed_over_with_its_name(tmp_path, caplog, name, damage):
-    points = ResumePoints(tmp_path)
+    points = TrainingCheckpoints(tmp_path)
     save(points, 1, 2)
     file = tmp_path / "resume" / "step-00000002" / name
     content = bytearray(file.read_bytes())
@@ -78,7 +78,7 @@ def test_a_damaged_point_is_passed_over_with_its_name(tmp_path, caplog, name, da
 
 
 def test_what_a_kill_leaves_half_written_is_no_point_and_goes_away(tmp_path):
-    points = ResumePoints(tmp_path)
+    points = TrainingCheckpoints(tmp_path)
     save(points, 1)
     half = tmp_path / "resume" / ".incomplete-step-00000002"
     half.mkdir()
@@ -89,7 +89,7 @@ def test_what_a_kill_leaves_half_written_is_no_point_and_goes_away(tmp_path):
 
 
 def test_a_disk_without_room_is_a_warning_and_leaves_the_last_point(tmp_path, caplog, monkeypatch):
-    points = ResumePoints(tmp_path)
+    points = TrainingCheckpoints(tmp_path)
     save(points, 1)
 
     def full(content, path):
@@ -275,7 +275,7 @@ def test_a_loss_that_is_not_finite_leaves_batch_and_point(folder, tmp_path, monk
     else:
         with pytest.raises(FloatingPointError, match=r"the loss is nan in epoch 1, batch 3 of 4, on rank 0; .*video"):
             main_task_retrieval.main(flags)
-        assert ResumePoints(tmp_path).newest()["run.bin"]["global_step"] == 2
+        assert TrainingCheckpoints(tmp_path).newest()["run.bin"]["global_step"] == 2
         monkeypatch.undo()
         main_task_retrieval.main([*flags, "--resume", "auto"])
         main_task_retrieval.main(command(folder, tmp_path / "whole"))

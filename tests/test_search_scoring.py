@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modules.token_interaction import softmax_weights, token_interaction
+from modules.token_interaction import masked_softmax, token_interaction
 from video_search.scoring import blocks, interaction, scores, shortlist, token_scores, top
 from video_search.vectors import Query, VideoVectors
 
@@ -59,8 +59,8 @@ def padded(rows: list[np.ndarray], length: int) -> tuple[torch.Tensor, torch.Ten
 def formula(words, word_logits, frames, frame_logits, text_length, video_length, padding) -> np.ndarray:
     """(N,) by `token_interaction` on padded tensors."""
     (text, text_mask), (video, video_mask) = padded([words], text_length), padded(frames, video_length)
-    text_weights = softmax_weights(padded([word_logits], text_length)[0], text_mask)
-    video_weights = softmax_weights(padded(frame_logits, video_length)[0], video_mask)
+    text_weights = masked_softmax(padded([word_logits], text_length)[0], text_mask)
+    video_weights = masked_softmax(padded(frame_logits, video_length)[0], video_mask)
     return token_interaction(text, video, text_mask, video_mask, text_weights, video_weights, padding)[0].numpy()
 
 

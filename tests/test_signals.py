@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import util
-from modules.resume import ResumePoints
+from modules.resume import TrainingCheckpoints
 from tests.helpers.fault_worker import Ranks
 from tests.helpers.launch import REPOSITORY, launcher
 from tests.test_faults import folder as folder  # a fixture
@@ -23,7 +23,7 @@ STOPPED = util.STOPPED_EXIT_CODE
 
 
 def saved_step(output: Path) -> int:
-    return ResumePoints(output).newest()["run.bin"]["global_step"]
+    return TrainingCheckpoints(output).newest()["run.bin"]["global_step"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], ids=lambda number: number.name)
@@ -42,7 +42,7 @@ def test_the_second_interrupt_stops_at_once(folder, tmp_path):
     ranks = Ranks(0, command(folder, tmp_path, "--num_thread_reader", "2"), tmp_path / "logs", fault)
     assert ranks.wait() == [1]
     assert ranks.text().splitlines()[-1] == "KeyboardInterrupt"
-    assert ResumePoints(tmp_path).newest() is None
+    assert TrainingCheckpoints(tmp_path).newest() is None
 
 
 class Launched:

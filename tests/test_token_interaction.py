@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from modules.token_interaction import (
+    masked_softmax,
     pack_tokens,
     packed_interaction,
-    softmax_weights,
     token_interaction,
     token_interaction_in_blocks,
     uniform_weights,
@@ -53,7 +53,7 @@ def first_channel(tokens: torch.Tensor) -> torch.Tensor:
 
 
 def weights_of(features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    return softmax_weights(first_channel(features).squeeze(-1), mask)
+    return masked_softmax(first_channel(features).squeeze(-1), mask)
 
 
 @settings(deadline=None, max_examples=80)
@@ -123,7 +123,7 @@ def test_gradients_by_finite_differences(padding, block_bytes):
     text, text_mask = random_features(generator, 4, 4, dtype=torch.float64)
     video, video_mask = random_features(generator, 3, 5, dtype=torch.float64)
     text_mask[1], video_mask[2], text_mask[0] = 0, 0, 1
-    weights = [softmax_weights(torch.randn(mask.shape, dtype=torch.float64, generator=generator), mask).requires_grad_()
+    weights = [masked_softmax(torch.randn(mask.shape, dtype=torch.float64, generator=generator), mask).requires_grad_()
                for mask in (text_mask, video_mask)]  # fmt: skip
 
     def score(text, video, *weights):
@@ -255,20 +255,20 @@ def test_unknown_padding():
 def test_weights_sum_to_one_over_valid_tokens(mask):
     mask = torch.tensor(mask)
     expected = float(mask.any())
-    for weights in (softmax_weights(torch.tensor([[3.0, -50.0, 80.0]]), mask), uniform_weights(mask)):
+    for weights in (masked_softmax(torch.tensor([[3.0, -50.0, 80.0]]), mask), uniform_weights(mask)):
         assert weights.sum().item() == pytest.approx(expected)
         assert (weights[mask == 0] == 0).all()
 
 
 def test_softmax_weights_by_hand():
-    weights = softmax_weights(torch.tensor([[0.0, 1.0986123, 9.0]]), torch.tensor([[1, 1, 0]]))  # e^1.0986 = 3
+    weights = masked_softmax(torch.tensor([[0.0, 1.0986123, 9.0]]), torch.tensor([[1, 1, 0]]))  # e^1.0986 = 3
     assert weights.tolist() == [pytest.approx([0.25, 0.75, 0.0])]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_empty_rows_have_finite_gradients(dtype):
     logits = torch.zeros(2, 3, dtype=dtype, requires_grad=True)
-    weights = softmax_weights(logits, torch.tensor([[0, 0, 0], [1, 0, 1]]))
+    weights = masked_softmax(logits, torch.tensor([[0, 0, 0], [1, 0, 1]]))
     (weights * torch.arange(3)).sum().backward()
     assert weights[0].tolist() == [0, 0, 0]
     assert logits.grad.isfinite().all()

@@ -23,7 +23,7 @@ from dataloaders.data_dataloaders import (
 )
 from dataloaders.rawvideo_util import VideoReadError
 from dataloaders.retrieval_dataset import RetrievalDataset
-from dataloaders.unreadable import BadVideo, BadVideos, TooManyBadVideosError
+from dataloaders.unreadable import TooManyUnreadableVideosError, UnreadableVideo, UnreadableVideos
 from engine.run_files import read_metrics, read_ranks
 from tests.helpers.launch import launcher, run_python
 from tests.helpers.tiny_run import data_flags, write_tiny_run
@@ -73,7 +73,7 @@ def test_another_sample_takes_the_place_reproducibly():
             if index == 0:
                 assert (chosen[epoch, 0], bad_videos) == (0, [])
             else:
-                assert bad_videos[0] == BadVideo(index, str(index), "cut off")
+                assert bad_videos[0] == UnreadableVideo(index, str(index), "cut off")
                 assert {bad.item for bad in bad_videos} <= {7, 8, 9}
     replacements = [number for (_, index), number in chosen.items() if index]
     assert not {7, 8, 9} & set(replacements)
@@ -102,9 +102,9 @@ def test_in_evaluation_the_text_stays_and_the_video_is_blank():
     assert [part.tolist() for part in text] == [part.tolist() for part in dataset.captions_only()[2]]
     assert text[0][0, 1] == 2
     assert (video.max(), video_mask.max(), video.shape, video.dtype) == (0, 0, (1, 2, 1, 3, 2, 2), np.uint8)
-    assert bad_videos == [BadVideo(2, "2", "cut off")]
+    assert bad_videos == [UnreadableVideo(2, "2", "cut off")]
     (video, video_mask), bad_videos = dataset.videos_only()[2]
-    assert (video.max(), video_mask.max(), bad_videos) == (0, 0, [BadVideo(2, "2", "cut off")])
+    assert (video.max(), video_mask.max(), bad_videos) == (0, 0, [UnreadableVideo(2, "2", "cut off")])
     assert dataset.videos_only()[1][1] == []
 
 
@@ -144,36 +144,41 @@ def test_two_ranks_find_their_own_and_know_all():
     assert sorted(records[0].by_item) == sorted(records[1].by_item) == [10, 190]
 
 
-def copy_of(record: BadVideos) -> BadVideos:
-    copy = BadVideos(record.split, record.policy, record.files)
+def copy_of(record: UnreadableVideos) -> UnreadableVideos:
+    copy = UnreadableVideos(record.split, record.policy, record.files)
     copy.report(record.by_item.values())
     return copy
 
 
-def bad(*items: int) -> list[BadVideo]:
-    return [BadVideo(item, f"{item}.mp4", "torn") for item in items]
+def bad(*items: int) -> list[UnreadableVideo]:
+    return [UnreadableVideo(item, f"{item}.mp4", "torn") for item in items]
 
 
 def test_one_per_cent_may_be_skipped_and_no_more():
-    record = BadVideos("train", "skip", files=300)
+    record = UnreadableVideos("train", "skip", files=300)
     record.report(bad(1, 2))
     record.report(bad(2, 3, 3, 1))
     assert (len(record.by_item), record.samples) == (3, 6)
-    with pytest.raises(TooManyBadVideosError, match=r"4 of 300 video files of the train split .* 1% .*4\.mp4 \(torn\)"):
+    with pytest.raises(
+        TooManyUnreadableVideosError, match=r"4 of 300 video files of the train split .* 1% .*4\.mp4 \(torn\)"
+    ):
         record.report(bad(4))
 
 
 def test_ids_that_share_a_bad_file_count_once():
-    record = BadVideos("test", "skip", files=100)
-    record.report([BadVideo(1, "a.mp4", "torn"), BadVideo(2, "a.mp4", "torn")])
+    record = UnreadableVideos("test", "skip", files=100)
+    record.report([UnreadableVideo(1, "a.mp4", "torn"), UnreadableVideo(2, "a.mp4", "torn")])
     assert record.paths() == {"a.mp4": "torn"} and sorted(record.by_item) == [1, 2]
 
 
 def test_samples_of_all_ranks_are_counted_and_the_choice_of_a_reason_is_the_same():
-    ranks = [BadVideos("train", "skip", files=300) for _ in range(2)]
+    ranks = [UnreadableVideos("train", "skip", files=300) for _ in range(2)]
     ranks[0].report(bad(1, 1))
-    ranks[1].report([BadVideo(1, "1.mp4", "changed"), *bad(2)])
-    for merged, order in ((BadVideos("train", "skip", files=300), 1), (BadVideos("train", "skip", files=300), -1)):
+    ranks[1].report([UnreadableVideo(1, "1.mp4", "changed"), *bad(2)])
+    for merged, order in (
+        (UnreadableVideos("train", "skip", files=300), 1),
+        (UnreadableVideos("train", "skip", files=300), -1),
+    ):
         merged.merge(ranks[::order])
         assert merged.samples == 4
         assert merged.paths() == {"1.mp4": "changed", "2.mp4": "torn"}
@@ -188,7 +193,7 @@ def test_a_pass_that_goes_on_has_the_rest_of_the_samples_and_all_that_was_found(
         sampler = EpochSampler(dataset, num_replicas=1, rank=0, seed=3)
         sampler.set_epoch(1)
         return VideoLoader(
-            dataset, dataset.samples(replace_bad=True), partial(BadVideos, "train", "skip", 250), batch_size=50,
+            dataset, dataset.samples(replace_bad=True), partial(UnreadableVideos, "train", "skip", 250), batch_size=50,
             num_workers=num_workers, sampler=sampler,
         )  # fmt: skip
 
@@ -218,10 +223,10 @@ def test_waiting_is_the_time_of_the_loader_alone(monkeypatch):
 
 
 def test_what_no_rank_may_skip_alone_stops_all():
-    ranks = [BadVideos("train", "skip", files=100) for _ in range(2)]
+    ranks = [UnreadableVideos("train", "skip", files=100) for _ in range(2)]
     ranks[0].report(bad(1))
     ranks[1].report(bad(2))
-    with pytest.raises(TooManyBadVideosError, match="2 of 100"):
+    with pytest.raises(TooManyUnreadableVideosError, match="2 of 100"):
         ranks[0].merge(ranks)
 
 

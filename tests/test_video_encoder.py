@@ -16,7 +16,7 @@ from modules.tokenization_clip import END_TOKEN, START_TOKEN
 from scripts.miniature.msrvtt import write_mini_msrvtt
 from tests.helpers.search_cases import write_checkpoint
 from video_search import encoder as encoder_module
-from video_search.encoder import BadFile, Encoder
+from video_search.encoder import Encoder, UnreadableFile
 from video_search.vectors import VideoVectors
 
 TOKEN_HEADS = [("ti", "none"), ("wti", "none"), ("wti", "seqTransf")]
@@ -176,7 +176,7 @@ def test_processes_give_the_same_and_bad_files_their_reason(folder, files, tmp_p
     here, beside = dict(encoder.videos(paths, processes=0)), dict(encoder.videos(paths, processes=2))
     assert set(here) == set(beside) == set(paths)
     for path in paths[-2:]:
-        assert isinstance(here[path], BadFile)
+        assert isinstance(here[path], UnreadableFile)
         assert here[path] == beside[path]
         assert here[path].path == str(path)
         assert here[path].reason
@@ -193,7 +193,7 @@ def test_a_crashing_decoder_is_a_bad_file(folder, files, monkeypatch):
 
     monkeypatch.setattr(encoder_module, "run_tasks", run_tasks)
     results = dict(load(folder, ("meanP", "none")).videos(files[:3], processes=2))
-    assert results[files[1]] == BadFile(str(files[1]), "the process that read it was killed by SIGSEGV")
+    assert results[files[1]] == UnreadableFile(str(files[1]), "the process that read it was killed by SIGSEGV")
     assert [isinstance(results[file], VideoVectors) for file in files[:3]] == [True, False, True]
 
 

@@ -24,7 +24,7 @@ from tests.helpers.search_cases import encoder as encoder  # a fixture
 from tests.helpers.search_cases import made as made  # a fixture
 from tests.helpers.search_cases import videos as videos  # a fixture
 from video_search import local_store
-from video_search.encoder import BadFile
+from video_search.encoder import UnreadableFile
 from video_search.indexing import update
 from video_search.local_store import LocalStore
 from video_search.vectors import Query
@@ -60,7 +60,7 @@ def test_bad_files_are_tried_again_when_they_change(tmp_path, videos, encoder):
     (videos / "a.mp4").write_text("bad")
     summary = run_update(index, videos, encoder)
     assert counts(summary) == (6, 0, 0, 0, 1)
-    assert summary.bad == [BadFile("a.mp4", "no video")]
+    assert summary.bad == [UnreadableFile("a.mp4", "no video")]
     assert LocalStore.open(index).files()["a.mp4"].reason == "no video"
     encoder.calls_since()
     again = run_update(index, videos, encoder)
@@ -81,7 +81,7 @@ def test_bad_files_are_tried_again_when_they_change(tmp_path, videos, encoder):
 def test_files_that_cannot_be_opened_are_tried_again(tmp_path, videos, encoder):
     index = tmp_path / "index"
     write_files(videos, {"a.mp4": "shut"})
-    failed = BadFile("a.mp4", "Input/output error", may_pass=True)
+    failed = UnreadableFile("a.mp4", "Input/output error", may_pass=True)
     for _ in range(2):
         summary = run_update(index, videos, encoder)
         assert summary.bad == [failed]
@@ -106,7 +106,7 @@ def test_a_folder_that_cannot_be_read_keeps_its_videos(made, videos, encoder, mo
         patch.setattr(os, "scandir", partial(scan, shut="deep"))
         summary = run_update(made, videos, encoder)
     assert counts(summary) == (0, 0, 1, 6, 1)
-    assert summary.bad == [BadFile("deep", "this folder cannot be read: Permission denied", may_pass=True)]
+    assert summary.bad == [UnreadableFile("deep", "this folder cannot be read: Permission denied", may_pass=True)]
     assert counts(run_update(made, videos, encoder)) == (0, 0, 0, 6, 0)
     assert encoder.calls_since() == []
     check_index(made, videos)

@@ -18,14 +18,14 @@ from tqdm import tqdm
 
 from dataloaders.annotations import SURROGATE
 from dataloaders.rawvideo_util import RawVideoExtractor, VideoReadError
-from dataloaders.retrieval_dataset import padded_ids, with_special_tokens
+from dataloaders.retrieval_dataset import pad_ids, with_special_tokens
 from dataloaders.worker_pool import ProcessDied, available_cores, run_tasks
 from modules.checkpoint import check_evaluable
 from modules.configuration import POOLED_HEADERS, CLIP4ClipConfig
 from modules.file_utils import cached_path
 from modules.initialization import check_vocabulary, describe_clip, read_state_dict, set_precision
 from modules.modeling import CLIP4Clip, pooled_vectors
-from modules.module_clip import cut_padding
+from modules.module_clip import trim_padding
 from modules.token_interaction import PackedTokens, pack_tokens, unit_vectors
 from modules.tokenization_clip import SimpleTokenizer
 from video_search.encoder_flags import FLAGS, resolve_flags
@@ -40,7 +40,7 @@ NOT_OF_VIDEOS = ("init_model", "pretrained_clip_name", "max_words")
 
 
 @dataclass(frozen=True)
-class BadFile:
+class UnreadableFile:
     """In the place of vectors: a file that gives no frames, and why."""
 
     path: str
@@ -107,7 +107,7 @@ class Encoder:
 
     def videos(
         self, paths: Sequence[str | os.PathLike], processes: int | None = None, progress: bool = False
-    ) -> Iterator[tuple[str | os.PathLike, VideoVectors | BadFile]]:
+    ) -> Iterator[tuple[str | os.PathLike, VideoVectors | UnreadableFile]]:
         """Every path with the vectors of its video, or with why there are none; in the order in which they are done.
 
         `processes` decode beside the encoding, one per core if not given; 0 decodes here. A video that crashes its
@@ -117,7 +117,7 @@ class Encoder:
         at_once = max(1, FRAMES_AT_ONCE // self.config.max_frames)
         results = self._read_videos(paths, available_cores() if processes is None else processes)
         for path, result in tqdm(results, total=len(paths), unit="video", disable=not progress):
-            if isinstance(result, BadFile):
+            if isinstance(result, UnreadableFile):
                 yield path, result
                 continue
             waiting.append((path, *result))
@@ -134,7 +134,7 @@ class Encoder:
         sentence = torch.from_numpy(query.vectors).unsqueeze(0).to(self.device)
         return self.model.score(sentence, frames.to(self.device), None, mask.to(self.device))[0].cpu().numpy()
 
-    def _read_videos(self, paths: Sequence, processes: int) -> Iterator[tuple[Any, tuple | BadFile]]:
+    def _read_videos(self, paths: Sequence, processes: int) -> Iterator[tuple[Any, tuple | UnreadableFile]]:
         read = partial(
             read_video,
             extractor=self.extractor,
@@ -146,7 +146,7 @@ class Encoder:
             return
         for path, result in run_tasks(read, paths, processes, PRELOAD):
             if isinstance(result, ProcessDied):
-                result = BadFile(str(path), f"the process that read it was {result.reason}")
+                result = UnreadableFile(str(path), f"the process that read it was {result.reason}")
             yield path, result
 
     def _encode_waiting(self, waiting: list[tuple]) -> Iterator[tuple[Any, VideoVectors]]:
@@ -180,10 +180,10 @@ class Encoder:
         length = self.config.max_words
         words = [self.tokenizer.tokenize(text) for text in texts]
         tokens = [with_special_tokens(of_text, length) for of_text in words]
-        ids, masks = zip(*(padded_ids(self.tokenizer, of_text, length) for of_text in tokens), strict=True)
+        ids, masks = zip(*(pad_ids(self.tokenizer, of_text, length) for of_text in tokens), strict=True)
         notices = [cut_notice(len(of_text), length) for of_text in words]
         mask = torch.from_numpy(np.concatenate(masks)).to(self.device)
-        input_ids = cut_padding(torch.from_numpy(np.concatenate(ids))).to(self.device)
+        input_ids = trim_padding(torch.from_numpy(np.concatenate(ids))).to(self.device)
         vectors = self.model.get_sequence_output(input_ids, None, mask)
         if not self.model.is_token_head:
             pooled = as_array(unit_vectors(vectors))
@@ -213,12 +213,12 @@ def as_query(video: VideoVectors) -> Query:
 
 def read_video(
     path, extractor: RawVideoExtractor, max_frames: int, slice_framepos: int
-) -> tuple[np.ndarray, np.ndarray] | BadFile:
+) -> tuple[np.ndarray, np.ndarray] | UnreadableFile:
     """Frames (L,3,S,S) uint8 as filmed and their seconds (L,); or why there are none."""
     try:
         return extractor.read_frames_with_times(path, max_frames, slice_framepos)
     except VideoReadError as error:
-        return BadFile(str(path), error.reason, may_pass=isinstance(error.__cause__, OSError))
+        return UnreadableFile(str(path), error.reason, may_pass=isinstance(error.__cause__, OSError))
 
 
 def padded(rows: np.ndarray, counts: np.ndarray, length: int) -> tuple[torch.Tensor, torch.Tensor]:

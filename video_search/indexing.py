@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from dataloaders.annotations import SURROGATE, VIDEO_EXTENSIONS, require_path, walk_files
-from video_search.encoder import BadFile, Encoder
+from video_search.encoder import Encoder, UnreadableFile
 from video_search.vectors import Query, VideoVectors
 
 COMMIT_SECONDS = 60.0  # of work that a kill may cost
@@ -74,11 +74,11 @@ class Summary:
     unchanged: int = 0
     frames: int = 0  # of the added and the changed
     seconds: float = 0.0
-    bad: list[BadFile] = field(default_factory=list)
+    bad: list[UnreadableFile] = field(default_factory=list)
 
-    def count(self, path: str, result: VideoVectors | BadFile, is_new: bool) -> None:
+    def count(self, path: str, result: VideoVectors | UnreadableFile, is_new: bool) -> None:
         """Count what became of a file that was read."""
-        if isinstance(result, BadFile):
+        if isinstance(result, UnreadableFile):
             self.bad.append(replace(result, path=path))
             self.removed += not is_new
             return
@@ -118,7 +118,7 @@ def update(
         if before is None or not before.is_same_file(state) or (before.reason and retry_bad):
             waiting[str(folder / path)] = path
         elif before.reason:
-            summary.bad.append(BadFile(path, before.reason))
+            summary.bad.append(UnreadableFile(path, before.reason))
         else:
             summary.unchanged += 1
     store.begin(encoder.settings, encoder.fingerprint, folder)
@@ -145,9 +145,9 @@ def update(
     return summary
 
 
-def put(store: Store, path: str, state: FileState, result: VideoVectors | BadFile) -> None:
+def put(store: Store, path: str, state: FileState, result: VideoVectors | UnreadableFile) -> None:
     """Put what became of a file."""
-    if not isinstance(result, BadFile):
+    if not isinstance(result, UnreadableFile):
         store.put(path, state, result)
     elif result.may_pass:
         store.remove(path)  # unknown, and so tried again
@@ -159,7 +159,7 @@ class Listing(NamedTuple):
     """The video files below a folder, by their paths there, in order, and what cannot be listed of it."""
 
     files: dict[str, FileState]
-    bad: list[BadFile]  # files whose names are no text, and folders that cannot be read
+    bad: list[UnreadableFile]  # files whose names are no text, and folders that cannot be read
     unread_folders: tuple[str, ...]  # the paths of these, each with a slash at its end
 
 
@@ -175,7 +175,7 @@ def find_files(folder: Path) -> Listing:
         path = os.path.relpath(error.filename, folder)
         if path == os.curdir:
             raise error
-        bad.append(BadFile(path, f"this folder cannot be read: {error.strerror}", may_pass=True))
+        bad.append(UnreadableFile(path, f"this folder cannot be read: {error.strerror}", may_pass=True))
         unread_folders.append(os.path.join(path, ""))
 
     for entry in walk_files(folder, note_unread):
@@ -183,7 +183,7 @@ def find_files(folder: Path) -> Listing:
             continue
         path = os.path.relpath(entry.path, folder)
         if SURROGATE.search(path):
-            bad.append(BadFile(path, "its path is no valid UTF-8: give it another name"))
+            bad.append(UnreadableFile(path, "its path is no valid UTF-8: give it another name"))
             continue
         with contextlib.suppress(FileNotFoundError):  # of a file that is removed while the folder is read
             status = entry.stat()

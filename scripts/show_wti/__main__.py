@@ -18,7 +18,7 @@ import torch
 
 import main_task_retrieval
 from dataloaders.rawvideo_util import RawVideoExtractor, VideoReadError
-from dataloaders.retrieval_dataset import padded_frames, padded_ids, with_special_tokens
+from dataloaders.retrieval_dataset import pad_frames, pad_ids, with_special_tokens
 from engine.arguments import build_parser
 from engine.run_files import FLAGS_FILE
 from modules.explanation import Explanation, by_whole_words, check_explainable, explain, whole_words
@@ -82,7 +82,7 @@ def read_text(model: CLIP4Clip, tokenizer: SimpleTokenizer, text: str) -> tuple[
     """The tokens that the model reads of a text, with start and end token T at most, and what it makes of them."""
     length = model.config.max_words
     tokens = with_special_tokens(tokenizer.tokenize(text), length)
-    input_ids, mask = map(torch.from_numpy, padded_ids(tokenizer, tokens, length))
+    input_ids, mask = map(torch.from_numpy, pad_ids(tokenizer, tokens, length))
     return tokens, encode_texts(model, [(input_ids, mask, torch.zeros_like(mask))], torch.device("cpu"))
 
 
@@ -91,7 +91,7 @@ def read_video(model: CLIP4Clip, flags: argparse.Namespace, path: Path) -> tuple
     length = model.config.max_frames
     extractor = RawVideoExtractor(flags.feature_framerate, model.input_resolution)
     frames, seconds = extractor.read_frames_with_times(path, length, flags.slice_framepos)
-    video, mask = map(torch.from_numpy, padded_frames(frames, length))
+    video, mask = map(torch.from_numpy, pad_frames(frames, length))
     return frames, seconds, encode_videos(model, [(video, mask)], torch.device("cpu"))
 
 

@@ -83,7 +83,7 @@ def gathers(rank: int, processes: int) -> dict:
     (gathered * torch.arange(1.0, len(gathered) + 1)[:, None]).sum().backward()
     one, two = (torch.full(shape, float(rank), requires_grad=True) for shape in ((2, 3, 2), (2, 1)))
     mask = torch.tensor([[rank, 0, 1], [1, 1, rank]])
-    together = distributed.all_gather_together((one, mask, two), reduce=True)
+    together = distributed.gather_features((one, mask, two), reduce=True)
     ((rank + 1) * (together[0].sum() + 10 * together[2][-1].sum())).backward()
     uneven = torch.full((rank * 2, 3), rank)
     layer = torch.nn.Linear(3, 2).half()

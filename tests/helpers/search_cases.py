@@ -11,7 +11,7 @@ import torch
 from modules.modeling import CLIP4Clip
 from scripts.miniature.tiny_clip import tiny_clip_state_dict
 from video_search import indexing
-from video_search.encoder import BadFile
+from video_search.encoder import UnreadableFile
 from video_search.local_store import LocalStore
 from video_search.vectors import VideoVectors
 
@@ -48,9 +48,9 @@ class FakeEncoder:
             self.calls.append(Path(path).name)
             content = Path(path).read_bytes()
             if content.startswith(b"shut") and self.is_disk_broken:
-                yield path, BadFile(path, "Input/output error", may_pass=True)
+                yield path, UnreadableFile(path, "Input/output error", may_pass=True)
             elif content.startswith(b"bad"):
-                yield path, BadFile(path, "no video")
+                yield path, UnreadableFile(path, "no video")
             else:
                 yield path, vectors_of(content)
 
