@@ -9,9 +9,9 @@ import util
 from engine.evaluation import Evaluator
 from engine.run_files import decisive_flags
 from modules.distributed import all_gather_objects, broadcast_object, broadcast_weights
-from modules.file_utils import naming_the_file
 from modules.optimization import BertAdam
 from modules.resume import FOLDER, TrainingCheckpoints
+from modules.whole_files import explain_write_errors
 
 logger = logging.getLogger(__name__)
 
@@ -168,6 +168,6 @@ def save_batches(folder, batch: int, rank: int, batches: list, videos: list[str]
     names = ("input_ids", "input_mask", "segment_ids", "video", "video_mask")
     named = [dict(zip(names, batch, strict=True)) for batch in batches]
     path.parent.mkdir(parents=True, exist_ok=True)  # other machines have no --output_dir yet
-    with naming_the_file(path):
+    with explain_write_errors(path):
         torch.save({"batches": named, "videos": videos, "losses": losses}, path)
     return path

@@ -5,7 +5,6 @@ All are replaced by the next evaluation of the run; the list `history` in `metri
 """
 
 import csv
-import hashlib
 import io
 import json
 import math
@@ -23,7 +22,7 @@ import torch
 
 import metrics
 from modules import post_processing
-from modules.file_utils import replacing
+from modules.whole_files import text_sha256, write_text
 
 METRICS_FILE = "metrics.json"
 RANKS_FILE = "ranks.csv"
@@ -139,7 +138,7 @@ class RunRecord:
     def list_holdout(self) -> None:
         """Write the ids of the held-out videos, if any."""
         if self.listing is not None:
-            write_whole(self.folder / HOLDOUT_FILE, self.listing)
+            write_text(self.folder / HOLDOUT_FILE, self.listing)
 
     def list_bad_videos(self, dataset, bad_videos, epoch: int | None) -> None:
         """Add to `bad_videos.csv` what a pass over a `RetrievalDataset` found that no earlier pass did."""
@@ -194,7 +193,7 @@ class RunRecord:
             **entry, "post_processed": post_processed, "protocol": protocol, "best": picked, **self.common,
             "seconds": round(seconds, 3), "history": self.history,
         }  # fmt: skip
-        write_whole(
+        write_text(
             self.folder / METRICS_FILE, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         )
 
@@ -251,7 +250,7 @@ class RunRecord:
 
 def about_listing(listing: str) -> dict:
     """Number and sha256 of the video ids, one per line."""
-    return {"videos": listing.count("\n"), "sha256": hashlib.sha256(listing.encode()).hexdigest()}
+    return {"videos": listing.count("\n"), "sha256": text_sha256(listing)}
 
 
 def summaries(rankings: list[Ranking]) -> dict[str, dict]:
@@ -276,7 +275,7 @@ def decisive_flags(args, processes: int) -> dict:
 def write_flags(args) -> None:
     """Write `flags.json`: the flags in force, but for those that nothing reads and this process's number."""
     flags = {name: value for name, value in vars(args).items() if name not in ("unread_flags", "local_rank")}
-    write_whole(Path(args.output_dir) / FLAGS_FILE, json.dumps(flags, sort_keys=True, indent=1) + "\n")
+    write_text(Path(args.output_dir) / FLAGS_FILE, json.dumps(flags, sort_keys=True, indent=1) + "\n")
 
 
 def configuration_hash(args, processes: int, without: tuple[str, ...] = ()) -> str:
@@ -288,7 +287,7 @@ def configuration_hash(args, processes: int, without: tuple[str, ...] = ()) -> s
     if flags.pop("resume_model", None):
         flags["init_model"] = None
     counted = {name: value for name, value in flags.items() if name not in without}
-    return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
+    return text_sha256(json.dumps(counted, sort_keys=True))
 
 
 def code_version() -> str:
@@ -318,12 +317,6 @@ def package_version() -> str:
     return f"version {found[1]}" if found else "unknown"
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write under a temporary name, then rename: whoever reads `path` finds a whole file."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="")
-
-
 def write_ranks(path: Path, rankings: list[Ranking]) -> None:
     """One row per query of both directions, ranks from 1."""
     top = [f"{kind}{place}" for place in range(1, TOP_COUNT + 1) for kind in ("top", "score")]
@@ -335,7 +328,7 @@ def write_csv(path: Path, rows: Iterable[list]) -> None:
     """Write the rows, the first of which is the header."""
     text = io.StringIO(newline="")
     csv.writer(text).writerows(rows)
-    write_whole(path, text.getvalue())
+    write_text(path, text.getvalue())
 
 
 def read_bad_videos(folder: Path) -> dict[tuple[str, str], list]:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from engine.run_files import write_whole
+from modules.whole_files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class RunLog:
     def _write_lines(self, lines: list[dict]) -> None:
         text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
         if self._replaces_file:
-            write_whole(self.path, text)
+            write_text(self.path, text)
             self._replaces_file = False
         else:
             append_lines(self.path, text)

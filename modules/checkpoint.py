@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from modules.distributed import broadcast_weights, get_rank
-from modules.file_utils import replacing
 from modules.module_clip import count_blocks
 from modules.tensor_files import load_tensors
+from modules.whole_files import atomic_write
 
 
 def model_path(output_dir: str | Path, epoch: int) -> Path:
@@ -37,11 +37,11 @@ def save_checkpoint(
     scaler: torch.amp.GradScaler | None = None,
 ) -> Path:  # fmt: skip
     """Write both files and return the path of the weights; `model` is the bare model, not its DDP wrapper."""
-    write_whole(model.state_dict(), model_path(output_dir, epoch))
+    save_whole(model.state_dict(), model_path(output_dir, epoch))
     content = {"epoch": epoch, "optimizer_state_dict": optimizer.state_dict(), "loss": loss}
     if scaler is not None and scaler.is_enabled():
         content["scaler_state_dict"] = scaler.state_dict()
-    write_whole(content, optimizer_path(output_dir, epoch))
+    save_whole(content, optimizer_path(output_dir, epoch))
     return model_path(output_dir, epoch)
 
 
@@ -65,12 +65,12 @@ def load_checkpoint(path: str | Path, model: nn.Module) -> None:
     broadcast_weights(model)
 
 
-def write_whole(content, path: Path) -> None:
+def save_whole(content, path: Path) -> None:
     """Save under a temporary name, then rename: a run that dies while writing leaves no half file under this name.
 
     Raises OSError naming the file where it cannot be written, and leaves nothing of it.
     """
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         torch.save(content, temporary)
 
 

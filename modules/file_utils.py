@@ -1,11 +1,7 @@
-"""cached_path: a local path, or a file fetched from https:// or s3:// into the cache, as a local path.
-
-Also what writing and checking whole files takes elsewhere: `replacing`, `sync`, `naming_the_file`, `file_digest`.
-"""
+"""cached_path: a local path, or a file fetched from https:// or s3:// into the cache, as a local path."""
 
 import base64
 import errno
-import hashlib
 import logging
 import os
 import random
@@ -20,6 +16,8 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urljoin, urlsplit
 
 from tqdm import tqdm
+
+from modules.whole_files import file_digest, rename_synced, text_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -132,18 +130,18 @@ def _fetch(
     url: str, open_remote: _Opener, cache: Path, sha256: str, max_bytes: int, pauses: Sequence[float]
 ) -> Path:  # fmt: skip
     """The cached copy of the URL's present version, after as many attempts as it takes and the pauses allow."""
-    url_hash = _sha256(url)
+    url_hash = text_sha256(url)
     # Several processes may fetch the same file at once: each writes its own, and the last rename wins.
     partial = _PartialFile(cache / f".{uuid.uuid4().hex}.partial")
     try:
         for pause in (*pauses, None):
             try:
                 with open_remote(url, partial) as remote:
-                    target = cache / f"{url_hash}.{_sha256(remote.version)}{_suffix(url)}"
+                    target = cache / f"{url_hash}.{text_sha256(remote.version)}{_suffix(url)}"
                     if not _is_whole(target, remote.length, sha256):
                         _write(remote, partial, url, max_bytes)
                         _verify(remote, partial, sha256)
-                        _publish(partial.path, target)
+                        rename_synced(partial.path, target)
                     return target
             except _TemporaryFailure as failure:
                 reason = str(failure)
@@ -216,12 +214,6 @@ def _verify(remote: _RemoteFile, partial: _PartialFile, sha256: str) -> None:
         found = file_digest(name, partial.path)
         if found != expected:
             raise _StartAgain(f"the {name} of what came is {found}, not {expected}")
-
-
-def _publish(partial: Path, target: Path) -> None:
-    """Gives the file its final name, for good: after a power cut it is there with all of its bytes, or not at all."""
-    os.replace(partial, target)
-    sync(target.parent)
 
 
 def _is_whole(path: Path, length: int | None, sha256: str) -> bool:
@@ -384,53 +376,3 @@ def _suffix(url: str) -> str:
     """The file type at the end of the URL's path, which tells a loader what it reads; "" if there is none."""
     suffix = PurePosixPath(_public_url(url).partition("://")[2]).suffix
     return suffix if re.fullmatch(r"\.\w{1,16}", suffix, re.ASCII) else ""
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
-
-
-def file_digest(name: str, path: Path) -> str:
-    """Hexadecimal hash of a file's content, by a name that `hashlib` knows."""
-    # The hashes guard against damage, not forgery: MD5 is allowed, where a FIPS machine would refuse it otherwise.
-    digest = hashlib.new(name, usedforsecurity=False)
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """The name under which the block writes a file that is `path` afterwards, whole and on the disk.
-
-    OSError naming `path` where it cannot be written; then nothing new is left of it.
-    """
-    temporary = path.with_name(path.name + ".partial")
-    with naming_the_file(path):
-        try:
-            yield temporary
-            sync(temporary)
-            os.replace(temporary, path)
-            sync(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def naming_the_file(path: Path) -> Iterator[None]:
-    """Where the block cannot write `path`: OSError with its name and the room that is left there."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:  # the latter is how torch's writer reports a full disk
-        free = shutil.disk_usage(path.parent).free
-        raise OSError(f"{path} cannot be written, {free / 1e6:.0f} MB free: {error}") from error

@@ -11,15 +11,14 @@ is on the disk. One that is damaged is found by its manifest, and the one before
 
 import json
 import logging
-import os
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
-from modules.file_utils import file_digest, naming_the_file, sync
 from modules.tensor_files import load_tensors
+from modules.whole_files import explain_write_errors, file_digest, rename_synced, sync
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +101,7 @@ class TrainingCheckpoints:
             temporary.mkdir()
             manifest = {}
             for name, content in contents.items():
-                with naming_the_file(temporary / name):
+                with explain_write_errors(temporary / name):
                     torch.save(content, temporary / name)
                 manifest[name] = about_file(temporary / name)
             (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
@@ -110,8 +109,7 @@ class TrainingCheckpoints:
                 sync(temporary / name)
             if target.exists():  # of a run that was resumed from an earlier point
                 shutil.rmtree(target)
-            os.replace(temporary, target)
-            sync(self.folder)
+            rename_synced(temporary, target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         self._remove_old(target)

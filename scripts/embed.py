@@ -28,7 +28,7 @@ import numpy as np
 from dataloaders.annotation_files import read_text
 from dataloaders.annotations import require_path
 from dataloaders.worker_pool import available_cores
-from modules.file_utils import replacing
+from modules.whole_files import atomic_write
 from video_search.encoder import Encoder, UnreadableFile
 from video_search.encoder_flags import add_encoder_flags, given_flags
 from video_search.indexing import find_files
@@ -122,7 +122,7 @@ def embed(args: argparse.Namespace) -> None:
         print(f"bad: {one.path!a}: {one.reason}", file=sys.stderr)
     if not arrays:
         raise ValueError(f"none of {len(bad)} videos could be read")
-    with replacing(args.output) as temporary, temporary.open("wb") as file:
+    with atomic_write(args.output) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays, settings=np.array(json.dumps(encoder.settings)))
     print(f"{args.output}: {len(arrays['names'])} rows, {len(arrays['vectors'])} vectors; {len(bad)} bad files")
 

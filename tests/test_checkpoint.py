@@ -11,7 +11,7 @@ from modules.checkpoint import (
     model_path,
     optimizer_path,
     save_checkpoint,
-    write_whole,
+    save_whole,
 )
 from modules.optimization import BertAdam
 
@@ -66,9 +66,9 @@ def test_missing_optimizer_file(tmp_path, trained):
 
 def test_a_failed_write_keeps_the_file_before(tmp_path):
     path = tmp_path / "weights"
-    write_whole({"a": torch.ones(2)}, path)
+    save_whole({"a": torch.ones(2)}, path)
     with pytest.raises(Exception, match="pickle"):
-        write_whole({"a": lambda: None}, path)
+        save_whole({"a": lambda: None}, path)
     assert torch.load(path, weights_only=True)["a"].tolist() == [1, 1]
 
 

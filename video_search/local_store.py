@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from modules.file_utils import naming_the_file, replacing
+from modules.whole_files import explain_write_errors, write_text
 from video_search.indexing import FileState
 from video_search.scoring import shortlist
 from video_search.vectors import Query, VideoVectors, frame_places
@@ -168,7 +168,7 @@ class LocalStore:
     def commit(self) -> None:
         """Make all that was put and removed safe, against a power cut too."""
         for name, file in self._files.items():
-            with naming_the_file(self._array_path(name)):
+            with explain_write_errors(self._array_path(name)):
                 file.flush()
                 os.fsync(file.fileno())
         self._write_contents()
@@ -216,7 +216,7 @@ class LocalStore:
         self._dimension = self._dimension or vectors.pooled.shape[1]
         tokens = np.stack([vectors.weights, vectors.seconds], axis=1)
         for name, array in zip(ARRAYS, (vectors.frames, vectors.pooled, tokens), strict=True):
-            with naming_the_file(self._array_path(name)):
+            with explain_write_errors(self._array_path(name)):
                 self._file(name).write(np.ascontiguousarray(array, dtype="<f4").data)
         floors = [None if floor == -np.inf else floor for floor in vectors.floors.tolist()]
         for path, state, count, floor in zip(paths, states, vectors.counts.tolist(), floors, strict=True):
@@ -240,8 +240,7 @@ class LocalStore:
         contents = self._contents()._asdict()
         contents["videos"] = [[path, *row] for path, row in self._videos.items()]
         contents["bad"] = [[path, state.size, state.mtime_ns, state.reason] for path, state in self._bad.items()]
-        with replacing(self.index / INDEX_FILE) as temporary:
-            temporary.write_text(json.dumps({"format": FORMAT, **contents}), encoding="utf-8")
+        write_text(self.index / INDEX_FILE, json.dumps({"format": FORMAT, **contents}))
 
     def _remove_other_generations(self) -> None:
         """Remove the arrays that index.json does not name: left behind, or cut short, by a killed update."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import av
 
 from dataloaders.video_decoding import VideoReader, VideoReadError
-from modules.file_utils import file_digest
+from modules.whole_files import file_digest
 from scripts.check_data.data_report import FileFacts, Span
 
 LOSS_TOLERANCE = 1.0  # seconds, the unit in which frames are sampled

@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from engine.run_files import write_whole
+from modules.whole_files import write_text
 from scripts.report.data import read_runs
 from scripts.report.page import page
 
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     output = args.output or args.runs[0] / "report.html"
     try:
-        write_whole(output, page(read_runs(args.runs), args.gallery))
+        write_text(output, page(read_runs(args.runs), args.gallery))
     except (OSError, ValueError) as error:
         sys.exit(f"report: {error}")
     print(output)
