@@ -53,11 +53,11 @@ class EpochSampler(DistributedSampler):
 class VideoLoader:
     """Batches with frames, read by worker processes that stay from epoch to epoch.
 
-    Iterating raises what `bad_videos.report` raises: VideoReadError in this process with `--bad_videos fail`.
+    Iterating raises what `unreadable.report` raises: VideoReadError in this process with `--bad_videos fail`.
 
     Attributes:
         dataset: the `RetrievalDataset`, or this rank's share of its videos.
-        bad_videos: the `UnreadableVideos` of the current pass, or of the last one.
+        unreadable: the `UnreadableVideos` of the current pass, or of the last one.
         seconds_waited: time since the start that this process has waited for batches.
     """
 
@@ -67,8 +67,8 @@ class VideoLoader:
     ):  # fmt: skip
         self.dataset, self.sampler = dataset, sampler
         self.batch_size, self.num_workers = batch_size, num_workers
-        self.new_record, self.bad_videos = new_record, new_record()
-        self._bad_videos_before: dict | None = None
+        self.new_record, self.unreadable = new_record, new_record()
+        self._unreadable_before: dict | None = None
         self.seconds_waited = 0.0
         self._loader = _build_loader(
             samples, batch_size, num_workers, sampler=sampler, drop_last=drop_last, collate_fn=collate_reported,
@@ -79,21 +79,21 @@ class VideoLoader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[list[torch.Tensor]]:
-        self.bad_videos = self.new_record()
-        if self._bad_videos_before is not None:
-            self.bad_videos.restore(self._bad_videos_before)
-            self._bad_videos_before = None
+        self.unreadable = self.new_record()
+        if self._unreadable_before is not None:
+            self.unreadable.restore(self._unreadable_before)
+            self._unreadable_before = None
         started = time.perf_counter()
         for batch, found in self._loader:
-            self.bad_videos.report(found)
+            self.unreadable.report(found)
             self.seconds_waited += time.perf_counter() - started
             yield batch
             started = time.perf_counter()
 
-    def start_at(self, batch: int, bad_videos: dict | None = None) -> None:
-        """The next pass leaves out this many batches; `bad_videos` is the `UnreadableVideos.state` that they left."""
+    def start_at(self, batch: int, unreadable: dict | None = None) -> None:
+        """The next pass leaves out this many batches; `unreadable` is the `UnreadableVideos.state` that they left."""
         self.sampler.first = batch * self.batch_size
-        self._bad_videos_before = bad_videos
+        self._unreadable_before = unreadable
 
     def videos_of_batch(self, batch: int) -> list[str]:
         """The names of the items in a batch of the current epoch, as far as their videos could be read."""
@@ -106,8 +106,8 @@ class VideoLoader:
 def collate_reported(
     samples: list[tuple[tuple, list[UnreadableVideo]]],
 ) -> tuple[list[torch.Tensor], list[UnreadableVideo]]:
-    """The samples with a leading batch axis, and all that was found bad while they were read."""
-    return default_collate([sample for sample, _ in samples]), [bad for _, found in samples for bad in found]
+    """The samples with a leading batch axis, and the unreadable videos met while they were read."""
+    return default_collate([sample for sample, _ in samples]), [video for _, found in samples for video in found]
 
 
 def build_train_loader(
@@ -144,7 +144,7 @@ def build_train_loader(
     sampler = EpochSampler(dataset, num_replicas=world_size, rank=rank, shuffle=True, seed=args.seed, drop_last=True)
     policy = getattr(args, "bad_videos", "fail")
     loader = VideoLoader(
-        dataset, dataset.samples(replace_bad=policy == "skip"), _new_record("train", policy, dataset),
+        dataset, dataset.samples(replace_unreadable=policy == "skip"), _new_record("train", policy, dataset),
         batch_size=args.batch_size // shares, num_workers=args.num_thread_reader, sampler=sampler, drop_last=True,
         keep_workers=True,
     )  # fmt: skip
@@ -167,10 +167,10 @@ def build_evaluation_loader(
 
 
 def evaluation_loader(
-    dataset: RetrievalDataset, split: str = "test", bad_videos: str = "fail", batch_size: int = 64, num_workers: int = 0
+    dataset: RetrievalDataset, split: str = "test", policy: str = "fail", batch_size: int = 64, num_workers: int = 0
 ) -> VideoLoader:
-    """A loader of all pairs of a data set in order; with `bad_videos` "skip" a bad video has no frames."""
-    samples, new_record = dataset.samples(replace_bad=False), _new_record(split, bad_videos, dataset)
+    """A loader of all pairs of a data set in order; with `policy` "skip" an unreadable video has no frames."""
+    samples, new_record = dataset.samples(replace_unreadable=False), _new_record(split, policy, dataset)
     return VideoLoader(dataset, samples, new_record, batch_size=batch_size, num_workers=num_workers)
 
 

@@ -15,7 +15,7 @@ from dataloaders.unreadable import UnreadableVideo
 START_TOKEN = "<|startoftext|>"
 END_TOKEN = "<|endoftext|>"
 
-MAX_REPLACEMENTS = 100  # more bad videos in a row than chance gives where a run may go on at all
+MAX_REPLACEMENTS = 100  # more unreadable videos in a row than chance gives where a run may go on at all
 
 
 def with_special_tokens(words: list[str], max_words: int) -> list[str]:
@@ -120,13 +120,13 @@ class RetrievalDataset(Dataset):
         """Draws captions and shuffles frames anew, in this process and in its workers; call it between epochs."""
         self._epoch.fill_(epoch)
 
-    def samples(self, replace_bad: bool) -> Dataset:
-        """Every sample once, as `(sample, bad_videos)`: what `dataset[i]` gives, and a list of `UnreadableVideo`.
+    def samples(self, replace_unreadable: bool) -> Dataset:
+        """Every sample once, as `(sample, unreadable)`: what `dataset[i]` gives, and a list of `UnreadableVideo`.
 
-        A sample whose video is bad becomes another sample, which its index and the epoch choose (and which may be in
-        the same batch once more), or with `replace_bad` False has no frame: video and mask are 0.
+        With `replace_unreadable`, a sample whose video is unreadable becomes another one, which depends on its index
+        and the epoch alone (and may occur twice in a batch); without, it has no frames: video and mask are 0.
         """
-        return _View(len(self), self._sample_or_other if replace_bad else self._sample_or_blank)
+        return _View(len(self), self._sample_or_other if replace_unreadable else self._sample_or_blank)
 
     def item_of_sample(self, index: int) -> int:
         """The number of a sample's item in `video_ids`."""
@@ -155,7 +155,7 @@ class RetrievalDataset(Dataset):
         return _View(len(self.video_index), self._read_caption)
 
     def videos_only(self) -> Dataset:
-        """Every item of `video_ids` once, as `((video, video_mask), bad_videos)`; a bad video has no frame."""
+        """Every item of `video_ids` once, as `((video, video_mask), unreadable)`; an unreadable video has no frame."""
         return _View(len(self.video_ids), self._video_or_blank)
 
     def _draw(self, index: int) -> tuple[int, int, np.random.Generator]:
@@ -169,19 +169,19 @@ class RetrievalDataset(Dataset):
         return caption_number, int(self.video_index[caption_number]), generator
 
     def _sample_or_other(self, index: int) -> tuple[tuple[np.ndarray, ...], list[UnreadableVideo]]:
-        bad_videos, chosen = [], index
+        unreadable, chosen = [], index
         for attempt in range(1, MAX_REPLACEMENTS + 1):
             try:
-                return self[chosen], bad_videos
+                return self[chosen], unreadable
             except VideoReadError as error:
-                bad_videos.append(self._bad_video(self.item_of_sample(chosen), error))
+                unreadable.append(self._unreadable_video(self.item_of_sample(chosen), error))
             chosen = int(np.random.default_rng((self.seed, self.epoch, index, attempt)).integers(len(self)))
-        return self[chosen], bad_videos
+        return self[chosen], unreadable
 
     def _sample_or_blank(self, index: int) -> tuple[tuple[np.ndarray, ...], list[UnreadableVideo]]:
         caption_number, row, generator = self._draw(index)
-        video, bad_videos = self._video_or_blank(row, generator)
-        return (*self._read_caption(caption_number), *video), bad_videos
+        video, unreadable = self._video_or_blank(row, generator)
+        return (*self._read_caption(caption_number), *video), unreadable
 
     def _video_or_blank(
         self, row: int, generator: np.random.Generator | None = None
@@ -190,9 +190,9 @@ class RetrievalDataset(Dataset):
             return self._read_video(row, generator), []
         except VideoReadError as error:
             no_frames = np.empty((0, 3, self.extractor.size, self.extractor.size), np.uint8)
-            return pad_frames(no_frames, self.max_frames), [self._bad_video(row, error)]
+            return pad_frames(no_frames, self.max_frames), [self._unreadable_video(row, error)]
 
-    def _bad_video(self, row: int, error: VideoReadError) -> UnreadableVideo:
+    def _unreadable_video(self, row: int, error: VideoReadError) -> UnreadableVideo:
         return UnreadableVideo(row, str(self.annotations.video_paths[self.video_ids[row]]), error.reason)
 
     def _read_caption(self, caption_number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -28,11 +28,11 @@ class UnreadableVideo:
 
 
 class UnreadableVideos:
-    """The bad videos of one pass over a split, as far as this process knows.
+    """The unreadable videos of one pass over a split, as far as this process knows.
 
     Args:
         split: its name, for messages.
-        policy: "fail" raises at the first bad video, "skip" when they exceed `MAX_UNREADABLE_SHARE` of the files.
+        policy: "fail" raises at the first unreadable video, "skip" raises above `MAX_UNREADABLE_SHARE` of the files.
         files: number of video files in the split.
     """
 
@@ -42,20 +42,20 @@ class UnreadableVideos:
         self.samples = 0
 
     def report(self, found: Iterable[UnreadableVideo]) -> None:
-        """Takes note of samples of this process that met a bad video.
+        """Takes note of samples of this process that met an unreadable video.
 
         Raises VideoReadError under "fail", TooManyUnreadableVideosError above the share that may be skipped.
         """
-        for bad_video in found:
+        for video in found:
             if self.policy == "fail":
-                raise VideoReadError(bad_video.path, bad_video.reason)
-            self.by_item.setdefault(bad_video.item, bad_video)
+                raise VideoReadError(video.path, video.reason)
+            self.by_item.setdefault(video.item, video)
             self.samples += 1
         self._check_share()
 
     def state(self) -> dict:
         """What `restore` needs, as plain values."""
-        rows = [(bad.item, bad.path, bad.reason) for bad in self.by_item.values()]
+        rows = [(video.item, video.path, video.reason) for video in self.by_item.values()]
         return {"bad_videos": rows, "samples": self.samples}
 
     def restore(self, state: dict) -> None:
@@ -63,26 +63,26 @@ class UnreadableVideos:
         self.by_item = {item: UnreadableVideo(item, path, reason) for item, path, reason in state["bad_videos"]}
         self.samples = state["samples"]
 
-    def merge(self, of_ranks: list["UnreadableVideos"]) -> None:
+    def merge(self, ranks: list["UnreadableVideos"]) -> None:
         """Takes over what all ranks found, this one included, so that all of them know and decide the same."""
-        found = sorted(bad_video for other in of_ranks for bad_video in other.by_item.values())
-        self.by_item = {bad_video.item: bad_video for bad_video in reversed(found)}
-        self.samples = sum(other.samples for other in of_ranks)
+        found = sorted(video for other in ranks for video in other.by_item.values())
+        self.by_item = {video.item: video for video in reversed(found)}
+        self.samples = sum(other.samples for other in ranks)
         self._check_share()
 
     def paths(self) -> dict[str, str]:
-        """Each bad file once, with the reason, in the order of the items."""
-        return {bad.path: bad.reason for bad in sorted(self.by_item.values())}
+        """Each unreadable file once, with the reason, in the order of the items."""
+        return {video.path: video.reason for video in sorted(self.by_item.values())}
 
     def listing(self) -> str:
-        """Each bad file with its reason, for a log line."""
+        """Each unreadable file with its reason, for a log line."""
         return "; ".join(f"{path} ({reason})" for path, reason in self.paths().items())
 
     def _check_share(self) -> None:
-        bad_files = len(self.paths())
-        if bad_files > MAX_UNREADABLE_SHARE * self.files:
+        count = len(self.paths())
+        if count > MAX_UNREADABLE_SHARE * self.files:
             raise TooManyUnreadableVideosError(
-                f"{bad_files} of {self.files} video files of the {self.split} split cannot be read, more than the "
+                f"{count} of {self.files} video files of the {self.split} split cannot be read, more than the "
                 f"{MAX_UNREADABLE_SHARE:.0%} that --bad_videos skip passes over: {self.listing()}; "
                 "python -m scripts.check_data lists all of them"
             )

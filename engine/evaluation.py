@@ -115,7 +115,7 @@ class Evaluator:
 
     def report_bad_videos(self, loader, epoch: int) -> None:
         """What `loader` met of bad videos in an epoch, on all ranks: logged, counted and listed."""
-        bad_videos = loader.bad_videos
+        bad_videos = loader.unreadable
         bad_videos.merge(all_gather_objects(bad_videos))
         if self.process.is_main and bad_videos.by_item:
             logger.warning(
@@ -167,7 +167,7 @@ def eval_epoch(
         model, tqdm(texts, desc="texts", disable=hidden), tqdm(videos, desc="videos", disable=hidden), process.device,
         SIMILARITY_DTYPES[args.similarity_dtype],
     )  # fmt: skip
-    bad_videos = videos.bad_videos
+    bad_videos = videos.unreadable
     bad_videos.merge(all_gather_objects(bad_videos))
     if not process.is_main:
         return None

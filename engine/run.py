@@ -82,7 +82,7 @@ class RunState:
             {
                 "random": random or util.random_state(self.process.device),
                 "total_loss": self.total_loss,
-                "bad_videos": self.loader.bad_videos.state(),
+                "bad_videos": self.loader.unreadable.state(),
             }
         )
         is_written = True

@@ -31,25 +31,30 @@ from tests.test_dataloaders import WordTokenizer
 
 
 class NumberedExtractor:
-    """Video `path` is one frame of that brightness; those in `bad` cannot be read."""
+    """Video `path` is one frame of that brightness; those in `unreadable` cannot be read."""
 
     size = 2
 
-    def __init__(self, bad: set[int]):
-        self.bad = bad
+    def __init__(self, unreadable: set[int]):
+        self.unreadable = unreadable
 
     def read_frames(self, path, max_frames, **_):
-        if path in self.bad:
+        if path in self.unreadable:
             raise VideoReadError(path, "cut off")
         return np.full((1, 3, 2, 2), path, dtype=np.uint8)
 
 
-def numbered(videos: int, bad: set[int], captions_per_video: int = 1, **arguments) -> RetrievalDataset:
+def numbered(videos: int, unreadable: set[int], captions_per_video: int = 1, **arguments) -> RetrievalDataset:
     """Videos v0, v1, ... with the captions "n" of video n."""
     captions = [Caption(f"v{number}", str(number)) for number in range(videos) for _ in range(captions_per_video)]
     paths = {f"v{number}": number for number in range(videos)}
     return RetrievalDataset(
-        Annotations(captions, paths), WordTokenizer(), NumberedExtractor(bad), max_words=3, max_frames=2, **arguments
+        Annotations(captions, paths),
+        WordTokenizer(),
+        NumberedExtractor(unreadable),
+        max_words=3,
+        max_frames=2,
+        **arguments,
     )
 
 
@@ -62,19 +67,19 @@ def sample_number(sample) -> int:
 
 
 def test_another_sample_takes_the_place_reproducibly():
-    dataset = numbered(50, bad={7, 8, 9}, seed=5)
-    view = dataset.samples(replace_bad=True)
+    dataset = numbered(50, unreadable={7, 8, 9}, seed=5)
+    view = dataset.samples(replace_unreadable=True)
     chosen = {}
     for epoch in range(20):
         dataset.set_epoch(epoch)
         for index in (0, 7, 8):
-            sample, bad_videos = view[index]
+            sample, unreadable = view[index]
             chosen[epoch, index] = sample_number(sample)
             if index == 0:
-                assert (chosen[epoch, 0], bad_videos) == (0, [])
+                assert (chosen[epoch, 0], unreadable) == (0, [])
             else:
-                assert bad_videos[0] == UnreadableVideo(index, str(index), "cut off")
-                assert {bad.item for bad in bad_videos} <= {7, 8, 9}
+                assert unreadable[0] == UnreadableVideo(index, str(index), "cut off")
+                assert {video.item for video in unreadable} <= {7, 8, 9}
     replacements = [number for (_, index), number in chosen.items() if index]
     assert not {7, 8, 9} & set(replacements)
     assert len(set(replacements)) > 10  # of 40 draws from 47: no favourite takes every place
@@ -84,60 +89,60 @@ def test_another_sample_takes_the_place_reproducibly():
 
 def test_a_replacement_is_the_sample_that_its_own_index_gives():
     """With a caption drawn in each epoch: the same caption as where that sample stands."""
-    dataset = numbered(30, bad={4}, captions_per_video=3, every_caption=False)
-    sample, (bad,) = dataset.samples(replace_bad=True)[4]
-    assert bad.item == 4
+    dataset = numbered(30, unreadable={4}, captions_per_video=3, every_caption=False)
+    sample, (video,) = dataset.samples(replace_unreadable=True)[4]
+    assert video.item == 4
     for part, expected in zip(sample, dataset[sample_number(sample)], strict=True):
         np.testing.assert_array_equal(part, expected)
 
 
-def test_nothing_but_bad_videos_ends():
+def test_nothing_but_unreadable_videos_ends():
     with pytest.raises(VideoReadError, match="cut off"):
-        numbered(3, bad={0, 1, 2}).samples(replace_bad=True)[1]
+        numbered(3, unreadable={0, 1, 2}).samples(replace_unreadable=True)[1]
 
 
 def test_in_evaluation_the_text_stays_and_the_video_is_blank():
-    dataset = numbered(4, bad={2})
-    (*text, video, video_mask), bad_videos = dataset.samples(replace_bad=False)[2]
+    dataset = numbered(4, unreadable={2})
+    (*text, video, video_mask), unreadable = dataset.samples(replace_unreadable=False)[2]
     assert [part.tolist() for part in text] == [part.tolist() for part in dataset.captions_only()[2]]
     assert text[0][0, 1] == 2
     assert (video.max(), video_mask.max(), video.shape, video.dtype) == (0, 0, (1, 2, 1, 3, 2, 2), np.uint8)
-    assert bad_videos == [UnreadableVideo(2, "2", "cut off")]
-    (video, video_mask), bad_videos = dataset.videos_only()[2]
-    assert (video.max(), video_mask.max(), bad_videos) == (0, 0, [UnreadableVideo(2, "2", "cut off")])
+    assert unreadable == [UnreadableVideo(2, "2", "cut off")]
+    (video, video_mask), unreadable = dataset.videos_only()[2]
+    assert (video.max(), video_mask.max(), unreadable) == (0, 0, [UnreadableVideo(2, "2", "cut off")])
     assert dataset.videos_only()[1][1] == []
 
 
 def test_a_plain_sample_raises():
     with pytest.raises(VideoReadError, match="2: cut off"):
-        numbered(4, bad={2})[2]
+        numbered(4, unreadable={2})[2]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_under_fail_the_loader_raises_here_with_path_and_reason(num_workers):
-    loader = evaluation_loader(numbered(6, bad={4}), batch_size=2, num_workers=num_workers)
+    loader = evaluation_loader(numbered(6, unreadable={4}), batch_size=2, num_workers=num_workers)
     with pytest.raises(VideoReadError) as error:
         list(loader)
     assert (error.value.path, error.value.reason) == ("4", "cut off")
 
 
 def test_each_pass_counts_for_itself():
-    loader = evaluation_loader(numbered(200, bad={4, 5}), "test", "skip", batch_size=64)
+    loader = evaluation_loader(numbered(200, unreadable={4, 5}), "test", "skip", batch_size=64)
     for _ in range(2):
         assert len(list(loader)) == 4
-        assert sorted(loader.bad_videos.by_item) == [4, 5] and loader.bad_videos.samples == 2
-    loader.dataset.extractor.bad = set()
-    assert len(list(loader)) == 4 and loader.bad_videos.by_item == {}
+        assert sorted(loader.unreadable.by_item) == [4, 5] and loader.unreadable.samples == 2
+    loader.dataset.extractor.unreadable = set()
+    assert len(list(loader)) == 4 and loader.unreadable.by_item == {}
 
 
 def test_two_ranks_find_their_own_and_know_all():
-    loader = evaluation_loader(numbered(200, bad={10, 190}), "test", "skip", batch_size=64)
+    loader = evaluation_loader(numbered(200, unreadable={10, 190}), "test", "skip", batch_size=64)
     records = []
     for rank in range(2):
         _, videos = evaluation_loaders(loader, rank, 2)
         masks = torch.cat([mask for _, mask in videos])
         assert (masks.sum(dim=(1, 2)) == 0).nonzero().tolist() == [[10], [90]][rank : rank + 1]
-        records.append(videos.bad_videos)
+        records.append(videos.unreadable)
     assert [sorted(record.by_item) for record in records] == [[10], [190]]
     for record in records:
         record.merge([*map(copy_of, records)] if record is records[0] else [records[0], record])
@@ -150,22 +155,22 @@ def copy_of(record: UnreadableVideos) -> UnreadableVideos:
     return copy
 
 
-def bad(*items: int) -> list[UnreadableVideo]:
+def videos_of(*items: int) -> list[UnreadableVideo]:
     return [UnreadableVideo(item, f"{item}.mp4", "torn") for item in items]
 
 
 def test_one_per_cent_may_be_skipped_and_no_more():
     record = UnreadableVideos("train", "skip", files=300)
-    record.report(bad(1, 2))
-    record.report(bad(2, 3, 3, 1))
+    record.report(videos_of(1, 2))
+    record.report(videos_of(2, 3, 3, 1))
     assert (len(record.by_item), record.samples) == (3, 6)
     with pytest.raises(
         TooManyUnreadableVideosError, match=r"4 of 300 video files of the train split .* 1% .*4\.mp4 \(torn\)"
     ):
-        record.report(bad(4))
+        record.report(videos_of(4))
 
 
-def test_ids_that_share_a_bad_file_count_once():
+def test_ids_that_share_an_unreadable_file_count_once():
     record = UnreadableVideos("test", "skip", files=100)
     record.report([UnreadableVideo(1, "a.mp4", "torn"), UnreadableVideo(2, "a.mp4", "torn")])
     assert record.paths() == {"a.mp4": "torn"} and sorted(record.by_item) == [1, 2]
@@ -173,8 +178,8 @@ def test_ids_that_share_a_bad_file_count_once():
 
 def test_samples_of_all_ranks_are_counted_and_the_choice_of_a_reason_is_the_same():
     ranks = [UnreadableVideos("train", "skip", files=300) for _ in range(2)]
-    ranks[0].report(bad(1, 1))
-    ranks[1].report([UnreadableVideo(1, "1.mp4", "changed"), *bad(2)])
+    ranks[0].report(videos_of(1, 1))
+    ranks[1].report([UnreadableVideo(1, "1.mp4", "changed"), *videos_of(2)])
     for merged, order in (
         (UnreadableVideos("train", "skip", files=300), 1),
         (UnreadableVideos("train", "skip", files=300), -1),
@@ -186,21 +191,21 @@ def test_samples_of_all_ranks_are_counted_and_the_choice_of_a_reason_is_the_same
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_pass_that_goes_on_has_the_rest_of_the_samples_and_all_that_was_found(num_workers):
-    """250 videos of which two are bad, interrupted after every second batch."""
-    dataset = numbered(250, bad={20, 140})
+    """250 videos of which two are unreadable, interrupted after every second batch."""
+    dataset = numbered(250, unreadable={20, 140})
 
     def build():
         sampler = EpochSampler(dataset, num_replicas=1, rank=0, seed=3)
         sampler.set_epoch(1)
         return VideoLoader(
-            dataset, dataset.samples(replace_bad=True), partial(UnreadableVideos, "train", "skip", 250), batch_size=50,
-            num_workers=num_workers, sampler=sampler,
+            dataset, dataset.samples(replace_unreadable=True), partial(UnreadableVideos, "train", "skip", 250),
+            batch_size=50, num_workers=num_workers, sampler=sampler,
         )  # fmt: skip
 
     whole, batches, states = build(), [], []
     for batch in whole:
         batches.append(batch)
-        states.append(whole.bad_videos.state())
+        states.append(whole.unreadable.state())
     assert states[-1]["samples"] == 2
     for done in (2, 4):
         loader = build()
@@ -209,7 +214,7 @@ def test_a_pass_that_goes_on_has_the_rest_of_the_samples_and_all_that_was_found(
         assert len(rest) == 5 - done
         for batch, expected in zip(rest, batches[done:], strict=True):
             assert all(torch.equal(part, other) for part, other in zip(batch, expected, strict=True))
-        assert loader.bad_videos.state() == states[-1]
+        assert loader.unreadable.state() == states[-1]
         assert len(list(loader)) == 5  # the next pass is whole
 
 
@@ -217,15 +222,15 @@ def test_waiting_is_the_time_of_the_loader_alone(monkeypatch):
     """A clock that ticks once for each look at it: one tick of waiting for each batch, one of computing."""
     ticks = iter(range(100))
     monkeypatch.setattr(data_dataloaders.time, "perf_counter", lambda: next(ticks))
-    loader = evaluation_loader(numbered(6, bad=set()), batch_size=2)
+    loader = evaluation_loader(numbered(6, unreadable=set()), batch_size=2)
     assert len(list(loader)) == 3
     assert loader.seconds_waited == 3
 
 
 def test_what_no_rank_may_skip_alone_stops_all():
     ranks = [UnreadableVideos("train", "skip", files=100) for _ in range(2)]
-    ranks[0].report(bad(1))
-    ranks[1].report(bad(2))
+    ranks[0].report(videos_of(1))
+    ranks[1].report(videos_of(2))
     with pytest.raises(TooManyUnreadableVideosError, match="2 of 100"):
         ranks[0].merge(ranks)
 
@@ -289,8 +294,8 @@ def test_a_run_that_skips_lists_and_counts(folder, tmp_path, processes):
 
 
 @pytest.mark.slow
-def test_the_others_ranks_are_those_without_the_bad_video(folder, tmp_path):
-    """Evaluated with a checkpoint: a gallery of 100 with a bad video, and one of the 99 others."""
+def test_the_others_ranks_are_those_without_the_unreadable_video(folder, tmp_path):
+    """Evaluated with a checkpoint: a gallery of 100 with an unreadable video, and one of the 99 others."""
     weights = tmp_path / "train"
     clean = tmp_path / "clean"
     shutil.copytree(folder, clean)
@@ -308,7 +313,7 @@ def test_the_others_ranks_are_those_without_the_bad_video(folder, tmp_path):
         ranks, others = (read_ranks(tmp_path / name, direction) for name in ("with", "without"))
         assert len(ranks) == len(others) + 1
         lost = {ranks[key] - rank for key, rank in others.items()}
-        # the caption of the bad video stays among what a video may find; no text can find the bad video
+        # the caption of the unreadable video stays among what a video may find; no text can find the unreadable video
         assert lost == {0} if direction == "text-to-video" else lost == {0, 1}
 
 
@@ -323,7 +328,7 @@ def test_under_fail_a_run_of_two_processes_stops_with_the_path(folder, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_video_that_vanishes_between_the_epochs_is_a_bad_video(folder, tmp_path, monkeypatch):
+def test_a_video_that_vanishes_between_the_epochs_is_unreadable(folder, tmp_path, monkeypatch):
     """Deleted before the second epoch, of a training that skips: replaced and listed with that epoch."""
     shutil.copytree(folder, tmp_path / "copy")
     shutil.copy(video_of(folder, "MSRVTT_train.csv", 4), video_of(tmp_path / "copy", "MSRVTT_train.csv", 3))
