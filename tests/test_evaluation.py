@@ -197,7 +197,7 @@ def test_other_ranks_write_nothing(tmp_path, monkeypatch, is_main):
     monkeypatch.setattr(util.Process, "is_main", is_main)
     loader = loader_of(CAPTIONS, model)
     monkeypatch.setitem(DATALOADER_DICT, "msrvtt", {"test": lambda *_, **__: (loader, len(CAPTIONS)), "val": None})
-    monkeypatch.setattr("evaluation.load_checkpoint", lambda *_: None)
+    monkeypatch.setattr("engine.evaluation.load_checkpoint", lambda *_: None)
     args = get_args(["--do_train", "--output_dir", str(folder), "--holdout", "5"])
     evaluator = Evaluator(args, model, None, PROCESS)
     evaluator.after_epoch(0, folder / "pytorch_model.bin.0")

@@ -82,9 +82,9 @@ def test_a_kill_at_a_random_time(folder, tmp_path, undisturbed, seed):
 # by name: what a rank does when it is killed
 MOMENTS = {
     "before the group": {"target": "util.setup_logging", "rank": 1},
-    "first step": {"target": "training.back_propagate", "rank": 0},
-    "in the middle of an epoch": {"target": "training.back_propagate", "call": 3, "rank": 1},
-    "last step": {"target": "training.back_propagate", "call": 8, "rank": 0},
+    "first step": {"target": "engine.training.back_propagate", "rank": 0},
+    "in the middle of an epoch": {"target": "engine.training.back_propagate", "call": 3, "rank": 1},
+    "last step": {"target": "engine.training.back_propagate", "call": 8, "rank": 0},
     "weights of a point": {"target": "modules.resume.about_file", "call": 4},
     "optimizer of a point": {"target": "modules.resume.about_file", "call": 8},
     "all but the manifest": {"target": "modules.resume.about_file", "call": 9, "when": "after"},
@@ -96,11 +96,11 @@ MOMENTS = {
     "weights written": {"target": "os.replace", "match": "pytorch_model.bin"},
     "weights renamed": {"target": "os.replace", "match": "pytorch_model.bin", "call": 2, "when": "after"},
     "optimizer written": {"target": "os.replace", "match": "pytorch_opt.bin"},
-    "evaluation": {"target": "evaluation.similarity_of_split", "rank": 1},
-    "last evaluation": {"target": "evaluation.similarity_of_split", "call": 2, "rank": 0},
+    "evaluation": {"target": "engine.evaluation.similarity_of_split", "rank": 1},
+    "last evaluation": {"target": "engine.evaluation.similarity_of_split", "call": 2, "rank": 0},
     "ranks written": {"target": "os.replace", "match": "ranks.csv", "when": "after"},
     "metrics written": {"target": "os.replace", "match": "metrics.json", "call": 2},
-    "points that are written while the ranks leave": {"target": "run_state.RunState.finish", "rank": 1},
+    "points that are written while the ranks leave": {"target": "engine.run.RunState.finish", "rank": 1},
 }
 
 
@@ -120,7 +120,7 @@ def test_a_kill_at_a_named_moment(folder, tmp_path, undisturbed, moment):
 
 def stop_run(folder: Path, output: Path) -> Path:
     """Stop a run after step 6 of 8, which leaves the points of steps 5 and 6; returns its folder."""
-    fault = {"target": "training.back_propagate", "call": 6, "action": signal.SIGTERM}
+    fault = {"target": "engine.training.back_propagate", "call": 6, "action": signal.SIGTERM}
     ranks = Ranks(2, flags_of(folder, output, "dropout"), output / "logs", fault)
     assert ranks.wait() == [75, 75], ranks.text()
     return output

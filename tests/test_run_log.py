@@ -213,8 +213,8 @@ def test_tensorflow_is_never_imported_and_nothing_before_it_is_needed(tmp_path):
     (tmp_path / "tensorflow").mkdir()
     (tmp_path / "tensorflow" / "__init__.py").write_text("raise SystemExit('tensorflow is imported')")
     code = (
-        "import sys, evaluation, run_log; assert 'tensorboard' not in sys.modules; log = run_log.RunLog('.');"
-        "log.begin(0, 0, '.'); log.add('step', 0, 1, loss=2.0)"
+        "import sys; from engine import evaluation, run_log; assert 'tensorboard' not in sys.modules;"
+        "log = run_log.RunLog('.'); log.begin(0, 0, '.'); log.add('step', 0, 1, loss=2.0)"
     )
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{REPOSITORY}"}
     done = subprocess.run(

@@ -30,7 +30,7 @@ def saved_step(output: Path) -> int:
 @pytest.mark.parametrize("world_size", [0, 2])
 def test_a_signal_to_one_rank_finishes_the_step_and_stops_all(folder, tmp_path, number, world_size):
     """0: no launcher. The signal comes in the third step of the last rank."""
-    fault = {"target": "training.back_propagate", "call": 3, "action": number, "rank": max(world_size - 1, 0)}
+    fault = {"target": "engine.training.back_propagate", "call": 3, "action": number, "rank": max(world_size - 1, 0)}
     ranks = Ranks(world_size, command(folder, tmp_path, "--num_thread_reader", "2"), tmp_path / "logs", fault)
     assert ranks.wait() == [STOPPED] * max(world_size, 1), ranks.text()
     assert saved_step(tmp_path) == 3
@@ -38,7 +38,7 @@ def test_a_signal_to_one_rank_finishes_the_step_and_stops_all(folder, tmp_path, 
 
 
 def test_the_second_interrupt_stops_at_once(folder, tmp_path):
-    fault = {"target": "training.back_propagate", "call": 3, "action": signal.SIGINT, "times": 2}
+    fault = {"target": "engine.training.back_propagate", "call": 3, "action": signal.SIGINT, "times": 2}
     ranks = Ranks(0, command(folder, tmp_path, "--num_thread_reader", "2"), tmp_path / "logs", fault)
     assert ranks.wait() == [1]
     assert ranks.text().splitlines()[-1] == "KeyboardInterrupt"
@@ -137,7 +137,7 @@ def test_no_process_outlives_a_killed_launcher(launch, moment):
 
 
 def test_a_killed_rank_takes_the_others_down(launch):
-    run = launch({"target": "training.back_propagate", "call": 5, "action": signal.SIGKILL, "rank": 1})
+    run = launch({"target": "engine.training.back_propagate", "call": 5, "action": signal.SIGKILL, "rank": 1})
     run.wait_for("Epoch: 1/")
     assert run.gone_within(30)
     assert run.process.returncode != 0
@@ -146,7 +146,7 @@ def test_a_killed_rank_takes_the_others_down(launch):
 
 
 def test_a_rank_that_raises_takes_the_others_down_and_its_traceback_comes_last(launch):
-    run = launch({"target": "training.back_propagate", "call": 5, "action": "raise", "rank": 1})
+    run = launch({"target": "engine.training.back_propagate", "call": 5, "action": "raise", "rank": 1})
     run.wait_for("Epoch: 1/")
     assert run.gone_within(30)
     assert run.process.returncode != 0
