@@ -24,10 +24,11 @@ from engine.run_files import write_flags
 from engine.training import train
 from engine.training import train_epoch as train_epoch  # and this
 from modules.checkpoint import check_evaluable, checkpoint_epoch
+from modules.clip_weights import read_state_dict
 from modules.configuration import CLIP4ClipConfig
 from modules.distributed import local_main_process_first
 from modules.file_utils import cached_path
-from modules.initialization import check_vocabulary, freeze_clip_layers, read_state_dict, set_precision
+from modules.initialization import check_vocabulary, freeze_clip_layers, set_precision
 from modules.modeling import CLIP4Clip
 from modules.module_clip import set_grad_checkpointing
 from modules.tokenization_clip import SimpleTokenizer

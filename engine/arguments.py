@@ -9,6 +9,7 @@ import util
 from dataloaders.data_dataloaders import DATALOADER_DICT
 from dataloaders.frame_cache import FRAME_FORMATS
 from dataloaders.unreadable import MAX_UNREADABLE_SHARE, UNREADABLE_VIDEO_POLICIES
+from modules.clip_weights import describe_clip
 from modules.configuration import (
     AGG_MODULES,
     AGGREGATING_HEADERS,
@@ -19,7 +20,6 @@ from modules.configuration import (
     CLIP4ClipConfig,
     check_cross_model,
 )
-from modules.initialization import describe_clip
 from modules.losses import CDCR_MODES
 from modules.module_clip import LINEAR_PATCHES
 from modules.post_processing import POST_PROCESSES

@@ -15,18 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from modules.configuration import POOLED_HEADERS, TIGHT_HEADERS, TOKEN_HEADERS, CLIP4ClipConfig, check_cross_model
-from modules.distributed import gather_features, get_rank, get_world_size
-from modules.initialization import (
+from modules.clip_weights import (
     OPENAI_MEAN,
     OPENAI_STD,
-    WeightReport,
     clip_part,
     describe_clip,
-    load_weights,
     read_clip_weights,
     without_module_prefix,
 )
+from modules.configuration import POOLED_HEADERS, TIGHT_HEADERS, TOKEN_HEADERS, CLIP4ClipConfig, check_cross_model
+from modules.distributed import gather_features, get_rank, get_world_size
+from modules.initialization import WeightReport, load_weights
 from modules.losses import CrossEn, channel_correlation, decorrelation_loss, token_correlation
 from modules.module_clip import CLIP
 from modules.module_cross import CrossModel, TransformerClip

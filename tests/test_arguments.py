@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from engine.arguments import build_parser, get_args
+from modules.clip_weights import OPENAI_CLIPS
 from modules.configuration import SIM_HEADERS
-from modules.initialization import OPENAI_CLIPS
 from tests.conftest import REPOSITORY
 from tests.test_util import no_launcher as no_launcher  # a fixture
 

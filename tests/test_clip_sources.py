@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from modules import initialization
-from modules.initialization import OPENAI_CLIPS, describe_clip, locate_clip, read_clip_weights, read_state_dict
+from modules import clip_weights
+from modules.clip_weights import OPENAI_CLIPS, describe_clip, locate_clip, read_clip_weights, read_state_dict
 from modules.modeling import CLIP4Clip
 from tests.helpers.clip_cases import POSITIONS, VOCABULARY, WIDTH, assert_same_weights, task, tiny_clip, with_prefix
 
@@ -181,7 +181,7 @@ def three_folders(tmp_path, monkeypatch):
     folders = {name: tmp_path / name for name in ("modules", "cache")} | {"home": tmp_path / "home/.cache/clip"}
     for folder in folders.values():
         folder.mkdir(parents=True)
-    monkeypatch.setattr(initialization, "__file__", str(folders["modules"] / "initialization.py"))
+    monkeypatch.setattr(clip_weights, "__file__", str(folders["modules"] / "clip_weights.py"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     return folders
 

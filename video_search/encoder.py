@@ -21,9 +21,10 @@ from dataloaders.rawvideo_util import RawVideoExtractor, VideoReadError
 from dataloaders.retrieval_dataset import pad_ids, with_special_tokens
 from dataloaders.worker_pool import ProcessDied, available_cores, run_tasks
 from modules.checkpoint import check_evaluable
+from modules.clip_weights import describe_clip, read_state_dict
 from modules.configuration import POOLED_HEADERS, CLIP4ClipConfig
 from modules.file_utils import cached_path
-from modules.initialization import check_vocabulary, describe_clip, read_state_dict, set_precision
+from modules.initialization import check_vocabulary, set_precision
 from modules.modeling import CLIP4Clip, pooled_vectors
 from modules.module_clip import trim_padding
 from modules.token_interaction import PackedTokens, pack_tokens, unit_vectors

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from modules.clip_weights import OPENAI_CLIPS
 from modules.configuration import AGG_MODULES, SIM_HEADERS
-from modules.initialization import OPENAI_CLIPS
 from modules.module_clip import LINEAR_PATCHES
 from modules.token_interaction import WTI_ARCHITECTURES, WTI_PADDINGS
 

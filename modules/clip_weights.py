@@ -1,0 +1,203 @@
+"""CLIP's weights: from a `--pretrained_clip_name` to a file, and from a file to a state dict in OpenAI's names."""
+
+import difflib
+import logging
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from modules.distributed import local_main_process_first
+from modules.file_utils import cached_path
+from modules.tensor_files import load_tensors
+
+logger = logging.getLogger(__name__)
+
+# OpenAI's names, with the file name that CLIP4Clip's users keep and the name that open_clip gives the same model
+OPENAI_CLIPS = {
+    "ViT-B/32": ("ViT-B-32.pt", "ViT-B-32"),
+    "ViT-B/16": ("ViT-B-16.pt", "ViT-B-16"),
+    "ViT-L/14": ("ViT-L-14.pt", "ViT-L-14"),
+    "ViT-L/14@336px": ("ViT-L-14-336px.pt", "ViT-L-14-336"),
+}
+OPENAI_CONTEXT_LENGTH = 77
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of RGB in [0, 1]; from CLIP's repository
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+CLIP_CACHE = Path("~/.cache/clip")  # where OpenAI's package and open_clip keep their downloads
+
+# options of open_clip configurations that change only sizes, which we read from the weights, or only training
+NEUTRAL_VISION_OPTIONS = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio", "patch_dropout"}
+NEUTRAL_TEXT_OPTIONS = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
+OPEN_CLIP_TEXT_HEADS = 8  # of a configuration that does not say it
+
+
+@dataclass(frozen=True)
+class ClipSource:
+    """A CLIP by its `--pretrained_clip_name`, and what its weights do not tell."""
+
+    name: str
+    path: str | None = None  # a file named by the user
+    openai_file: str | None = None
+    open_clip_model: str | None = None
+    open_clip_tag: str | None = None
+    context_length: int | None = None  # None: known once the file is read
+    activation: str = "quick_gelu"
+    vision_heads: int | None = None  # None: CLIP's rule, width / 64
+    transformer_heads: int | None = None
+    mean: tuple[float, float, float] = OPENAI_MEAN
+    std: tuple[float, float, float] = OPENAI_STD
+
+
+def describe_clip(name: str) -> ClipSource:
+    """What `--pretrained_clip_name` stands for; touches no network and reads no weights.
+
+    Raises ValueError with the choices for a name that is neither OpenAI's, nor `MODEL:TAG` of open_clip, nor a file.
+    """
+    if name in OPENAI_CLIPS:
+        file_name, open_clip_model = OPENAI_CLIPS[name]
+        return ClipSource(name, None, file_name, open_clip_model, "openai", OPENAI_CONTEXT_LENGTH)
+    if re.match(r"(https?|s3)://", name):
+        return ClipSource(name, path=name)
+    if Path(name).expanduser().is_file():
+        return ClipSource(name, path=str(Path(name).expanduser()))
+    if ":" in name:
+        return describe_open_clip(name)
+    raise ValueError(
+        f"--pretrained_clip_name {name!r} is unknown: give one of {', '.join(OPENAI_CLIPS)}, open_clip's MODEL:TAG "
+        f"(such as ViT-B-32:laion2b_s34b_b79k), or an existing file (TorchScript, state dict or .safetensors)"
+    )
+
+
+def describe_open_clip(name: str) -> ClipSource:
+    """The source for open_clip's `MODEL:TAG`, or `MODEL:FILE` for weights of that model kept in a file."""
+    import open_clip  # takes seconds; only runs that name an open_clip model need it
+
+    model, tag = name.split(":", 1)
+    config = open_clip.get_model_config(model)
+    if config is None:
+        close = difflib.get_close_matches(model, open_clip.list_models(), n=5, cutoff=0.3)
+        raise ValueError(f"--pretrained_clip_name {name!r}: open_clip has no model {model!r}; close names: {close}")
+    is_file = Path(tag).expanduser().is_file()
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if not is_file and tag not in tags:
+        raise ValueError(f"--pretrained_clip_name {name!r}: {tag!r} is neither a file nor a tag of {model}: {tags}")
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    unsupported = sorted((set(vision) - NEUTRAL_VISION_OPTIONS) | (set(text) - NEUTRAL_TEXT_OPTIONS))
+    if unsupported:
+        raise ValueError(
+            f"--pretrained_clip_name {name!r} is not a plain ViT CLIP: unsupported options {', '.join(unsupported)}"
+        )
+    if isinstance(vision["layers"], list):
+        raise ValueError(f"--pretrained_clip_name {name!r} is a ResNet CLIP; only the ViT models are supported")
+    pretrained = {} if is_file else open_clip.get_pretrained_cfg(model, tag)
+    quick = bool(config.get("quick_gelu") or pretrained.get("quick_gelu"))
+    return ClipSource(
+        name,
+        path=str(Path(tag).expanduser()) if is_file else None,
+        open_clip_model=model,
+        open_clip_tag=None if is_file else tag,
+        context_length=text.get("context_length", OPENAI_CONTEXT_LENGTH),
+        activation="quick_gelu" if quick else "gelu",
+        vision_heads=vision["width"] // vision.get("head_width", 64),
+        transformer_heads=text.get("heads", OPEN_CLIP_TEXT_HEADS),
+        mean=tuple(pretrained.get("mean", OPENAI_MEAN)),
+        std=tuple(pretrained.get("std", OPENAI_STD)),
+    )
+
+
+def locate_clip(source: ClipSource, cache_dir: str | None = None) -> str:
+    """Local file with the weights of `source`, downloaded by open_clip where no file is at hand.
+
+    OpenAI's names are first looked for in `modules/`, `cache_dir` and `~/.cache/clip`.
+    Raises FileNotFoundError that says where a file may be put when the download fails.
+    """
+    if source.path is not None:
+        return cached_path(source.path, cache_dir or None)
+    download_folder = Path(cache_dir).expanduser() if cache_dir else CLIP_CACHE.expanduser()
+    folders = list(dict.fromkeys([Path(__file__).parent, download_folder, CLIP_CACHE.expanduser()]))
+    if source.openai_file is not None:
+        for folder in folders:
+            if (folder / source.openai_file).is_file():
+                return str(folder / source.openai_file)
+    from open_clip import pretrained
+
+    config = pretrained.get_pretrained_cfg(source.open_clip_model, source.open_clip_tag)
+    try:
+        if source.openai_file is not None and config.get("url"):
+            return download_openai_file(config["url"], download_folder, source.openai_file)
+        return pretrained.download_pretrained(config, cache_dir=cache_dir or None)
+    except Exception as error:  # the libraries below raise errors of many kinds; all mean that no file came
+        hint = (
+            f"put {source.openai_file} into one of {', '.join(map(str, folders))}"
+            if source.openai_file
+            else f"name a file: --pretrained_clip_name {source.open_clip_model}:FILE"
+        )
+        raise FileNotFoundError(
+            f"weights of --pretrained_clip_name {source.name} could not be downloaded "
+            f"({type(error).__name__}: {error}); {hint}"
+        ) from error
+
+
+def download_openai_file(url: str, folder: Path, file_name: str) -> str:
+    """OpenAI's own file, in `folder`; open_clip shows the progress and checks the sha256 that the address holds."""
+    from open_clip.pretrained import download_pretrained_from_url
+
+    folder.mkdir(parents=True, exist_ok=True)
+    # a folder of its own until the file is whole: the next run would take what a download that broke off left behind
+    with tempfile.TemporaryDirectory(dir=folder) as unfinished:
+        os.replace(download_pretrained_from_url(url, cache_dir=unfinished), folder / file_name)
+    return str(folder / file_name)
+
+
+def read_clip_weights(source: ClipSource, cache_dir: str | None = None) -> dict[str, torch.Tensor]:
+    """State dict of CLIP in OpenAI's names, in float32."""
+    with local_main_process_first():
+        path = locate_clip(source, cache_dir)
+    weights = read_state_dict(path)
+    weights = clip_part(weights) or weights  # of a checkpoint of this model, its CLIP
+    # open_clip's models with a text class of its own keep the text tower below `text.`
+    weights = {key.removeprefix("text."): value for key, value in weights.items()}
+    # sizes that OpenAI stores beside the weights, and the causal mask, which is no weight
+    for key in ("input_resolution", "context_length", "vocab_size", "attn_mask"):
+        weights.pop(key, None)
+    logger.info("CLIP weights: %s from %s (%s)", source.name, path, source.activation)
+    return {key: value.float() for key, value in weights.items()}
+
+
+def clip_part(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights below `clip.` in a checkpoint of this model, under CLIP's own names; empty where there are none."""
+    return {key.removeprefix("clip."): value for key, value in weights.items() if key.startswith("clip.")}
+
+
+def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
+    """State dict in a file: TorchScript archive, `torch.save`d state dict (plain, or under "state_dict"), safetensors.
+
+    A `module.` prefix left by DDP is removed. Runs no code from the file. Raises ValueError naming the file otherwise.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights file at {path}")
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            content = load_file(path, device="cpu")
+        except SafetensorError as error:  # which does not name the file
+            raise ValueError(f"{path} cannot be read as safetensors: {error}") from error
+    else:
+        content = load_tensors(path)
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not content or not all(isinstance(v, torch.Tensor) for v in content.values()):
+        kind = f"a dict with keys such as {list(content)[:5]}" if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"{path} holds {kind}, not a state dict of tensors")
+    return without_module_prefix(content)
+
+
+def without_module_prefix(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same weights with the `module.` that DDP puts before every key removed."""
+    return {key.removeprefix("module."): value for key, value in state_dict.items()}
