@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# From a fresh clone to a results table on two CPU cores: environment, a miniature of MSR-VTT, a tiny CLIP from random
-# weights, training with weighted token-wise interaction (wti) and with mean pooling (meanP) in two processes, an
-# eval-only run of each checkpoint, the table.
-#   SEED=1 ./scripts/quickstart.sh     another seed; likewise OUTPUT (folder), EPOCHS, TRAIN_VIDEOS, TEST_VIDEOS
+# From a fresh clone to a results table on two CPU cores: virtual environment, a miniature of MSR-VTT, a tiny CLIP with
+# random weights, training with weighted token-wise interaction (wti) and with mean pooling (meanP) in two processes, a
+# separate evaluation of each checkpoint, the table.
+#   SEED=1 ./scripts/quickstart.sh      another seed; likewise OUTPUT (folder), EPOCHS, TRAIN_VIDEOS, TEST_VIDEOS
+#   NEWEST=1 ./scripts/quickstart.sh    the newest packages instead of those in constraints.txt
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 environment requirements.txt
@@ -27,7 +28,7 @@ flags=(
     --batch_size_val 50 --num_thread_reader 1 --seed "$SEED"
 )
 for head in wti meanP; do
-    # the log is appended to; what an earlier quickstart left must not reach the table
+    # a training refuses a folder with another run's checkpoints
     rm -rf "${OUTPUT:?}/$head" "${OUTPUT:?}/$head-eval"
     echo "2. train $head"
     # --freeze_layer_num -1 and a rate without --coef_lr: these weights are random, so all of CLIP has to learn
