@@ -11,9 +11,9 @@ from pathlib import Path
 from dataloaders.worker_pool import available_cores
 from video_search.encoder import Encoder, UnreadableFile
 from video_search.encoder_flags import add_encoder_flags, given_flags
+from video_search.index_reader import LocalStore
 from video_search.indexing import Store, Summary, update
-from video_search.local_store import LocalStore
-from video_search.stores import add_store_flags, open_store
+from video_search.store_flags import add_store_flags, open_store
 
 BAD_FILES_SHOWN = 20
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dataloaders.rawvideo_util import VideoReadError
 from video_search.search import Results, VideoSearch
-from video_search.stores import add_store_flags, open_store
+from video_search.store_flags import add_store_flags, open_store
 from video_search.vectors import Word
 from video_search.web.clips import shown
 

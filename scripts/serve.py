@@ -11,7 +11,7 @@ import sys
 from contextlib import closing
 
 from video_search.search import VideoSearch
-from video_search.stores import add_store_flags, open_store
+from video_search.store_flags import add_store_flags, open_store
 
 LOOPBACK_NAMES = ("localhost",)
 SHUTDOWN_SECONDS = 3  # for answers that are on their way, such as a long video

@@ -10,7 +10,7 @@ from tests.helpers.launch import run_python
 from tests.helpers.search_cases import (
     write_checkpoint,
 )
-from video_search.local_store import LocalStore
+from video_search.index_reader import LocalStore
 
 
 def test_real_videos(tmp_path, real_clips, capsys):

@@ -23,10 +23,10 @@ from tests.helpers.search_cases import (
 from tests.helpers.search_cases import encoder as encoder  # a fixture
 from tests.helpers.search_cases import made as made  # a fixture
 from tests.helpers.search_cases import videos as videos  # a fixture
-from video_search import local_store
+from video_search import index_reader
 from video_search.encoder import UnreadableFile
+from video_search.index_reader import LocalStore
 from video_search.indexing import update
-from video_search.local_store import LocalStore
 from video_search.vectors import Query
 
 FORK = multiprocessing.get_context("fork")
@@ -117,7 +117,7 @@ def test_a_folder_that_cannot_be_read_keeps_its_videos(made, videos, encoder, mo
 
 def test_any_history_leaves_what_is_in_the_folder(tmp_path, encoder, monkeypatch):
     """Random changes over many updates, through dead rows and new generations."""
-    monkeypatch.setattr(local_store, "VIDEOS_AT_ONCE", 3)
+    monkeypatch.setattr(index_reader, "VIDEOS_AT_ONCE", 3)
     random = np.random.default_rng(0)
     folder, index = tmp_path / "videos", tmp_path / "index"
     generations = set()

@@ -17,8 +17,8 @@ import numpy as np
 from modules.configuration import TIGHT_HEADERS
 from video_search.encoder import Encoder, as_query
 from video_search.hits import describe
+from video_search.index_reader import LocalStore
 from video_search.indexing import Store, check_same_encoder
-from video_search.local_store import LocalStore
 from video_search.scoring import scores
 from video_search.scoring import top as highest
 from video_search.vectors import Hit, Query, VideoVectors

@@ -12,7 +12,7 @@ from modules.modeling import CLIP4Clip
 from scripts.miniature.tiny_clip import tiny_clip_state_dict
 from video_search import indexing
 from video_search.encoder import UnreadableFile
-from video_search.local_store import LocalStore
+from video_search.index_reader import LocalStore
 from video_search.vectors import VideoVectors
 
 WIDTH = 8

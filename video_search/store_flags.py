@@ -2,8 +2,8 @@
 
 import argparse
 
+from video_search.index_reader import LocalStore
 from video_search.indexing import Store
-from video_search.local_store import LocalStore
 
 STORES = ("local", "qdrant")
 
