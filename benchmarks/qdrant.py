@@ -27,9 +27,9 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.reporting import header, publish
-from video_search.indexing import FileState
 from video_search.qdrant_store import QdrantStore, as_point
 from video_search.scoring import token_scores, top
+from video_search.stores import FileState
 from video_search.vectors import Query, VideoVectors
 
 WIDTH = 512

@@ -11,9 +11,10 @@ from pathlib import Path
 from dataloaders.worker_pool import available_cores
 from video_search.encoder import Encoder, UnreadableFile
 from video_search.encoder_flags import add_encoder_flags, given_flags
-from video_search.index_reader import LocalStore
-from video_search.indexing import Store, Summary, update
-from video_search.store_flags import add_store_flags, open_store
+from video_search.index_writer import UNREADABLE_FILE
+from video_search.indexing import Summary, update
+from video_search.store_flags import add_store_flags, open_store_for_writing
+from video_search.stores import WritableStore
 
 BAD_FILES_SHOWN = 20
 
@@ -24,7 +25,7 @@ def write_bad_files(path: Path, bad: list[UnreadableFile]) -> None:
         csv.writer(file).writerows([("path", "reason"), *((one.path, one.reason) for one in bad)])
 
 
-def describe(summary: Summary, store: Store) -> str:
+def describe(summary: Summary, store: WritableStore) -> str:
     """One line: what was done, and what the store holds now."""
     videos = len(store)
     text = (
@@ -32,8 +33,8 @@ def describe(summary: Summary, store: Store) -> str:
         f"{summary.unchanged} unchanged; {len(summary.bad)} bad files; "
         f"{summary.frames} frames encoded in {summary.seconds:.1f} s"
     )
-    if isinstance(store, LocalStore) and videos:
-        size = store.size()
+    if store.directory is not None and videos:
+        size = sum(file.stat().st_size for file in store.directory.iterdir())
         text += f"; {size / 1e6:.3g} MB, {size / videos:.0f} bytes per video"
     return text
 
@@ -66,13 +67,13 @@ def index(args: argparse.Namespace) -> None:
         raise ValueError(f"--num_workers {args.num_workers} must not be negative")
     if not Path(args.folder).is_dir():  # said before a store is made and weights are fetched
         raise NotADirectoryError(f"{args.folder} is no folder of videos")
-    store = open_store(args, for_writing=True)
+    store = open_store_for_writing(args)
     try:
         encoder = Encoder.load(settings=store.settings, **given_flags(args))
         summary = update(store, args.folder, encoder, args.num_workers, args.moved, args.retry_bad, progress=True)
-        if isinstance(store, LocalStore):
-            store.compact()
-            write_bad_files(store.index / "bad_videos.csv", summary.bad)
+        store.compact()
+        if store.directory is not None:
+            write_bad_files(store.directory / UNREADABLE_FILE, summary.bad)
         show_bad_files(summary.bad)
         print(describe(summary, store))
     finally:

@@ -10,7 +10,8 @@ from tests.helpers.launch import run_python
 from tests.helpers.search_cases import (
     write_checkpoint,
 )
-from video_search.index_reader import LocalStore
+from video_search.index_reader import IndexReader
+from video_search.index_writer import IndexWriter
 
 
 def test_real_videos(tmp_path, real_clips, capsys):
@@ -22,7 +23,7 @@ def test_real_videos(tmp_path, real_clips, capsys):
     model = [text for name, value in flags.items() for text in (f"--{name}", value)]
     run = run_python("-m", "scripts.index", folder, "--index", index, *model, "--num_workers", "2")
     assert run.returncode == 0, run.stderr
-    store = LocalStore.open(index)
+    store = IndexReader.open(index)
     assert {file.name for file in folder.glob("*.*")} <= set(store.paths)
     with (index / "bad_videos.csv").open(newline="", encoding="utf-8") as file:
         bad = {row["path"]: row["reason"] for row in csv.DictReader(file)}
@@ -68,4 +69,4 @@ def test_an_interruption_says_that_it_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(index_script.Encoder, "load", interrupt)
     with pytest.raises(SystemExit, match="interrupted; the same command goes on"):
         index_script.main([str(tmp_path), "--index", str(tmp_path / "index")])
-    LocalStore.open_for_writing(tmp_path / "index").close()  # nobody holds it
+    IndexWriter.open(tmp_path / "index").close()  # nobody holds it

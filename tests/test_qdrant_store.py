@@ -1,6 +1,7 @@
 """Vectors in Qdrant: what is put comes back unchanged, and the stages choose as the formula says."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,9 +23,10 @@ from tests.helpers.qdrant_cases import (
 )
 from tests.helpers.qdrant_stand_in import stand_in
 from video_search import qdrant_store
-from video_search.indexing import FileState
+from video_search.indexing import update
 from video_search.qdrant_store import QdrantStore
 from video_search.scoring import token_scores
+from video_search.stores import FileState
 from video_search.vectors import Query, VideoVectors
 
 
@@ -203,9 +205,9 @@ def test_a_moved_folder_and_new_settings_are_kept(opened, tmp_path):
     assert len(again) == 2
 
 
-def test_another_encoder_is_refused(opened):
+def test_another_encoder_is_refused(opened, tmp_path):
     store = opened(random_videos(3))
-    with pytest.raises(ValueError, match="holds vectors of another encoder; choose another --collection"):
-        store.begin(MEAN_P, "other", FOLDER)
+    with pytest.raises(ValueError, match="made with another model: sim_header 'wti' of the index, 'meanP' here"):
+        update(store, tmp_path, SimpleNamespace(settings=MEAN_P, fingerprint="other"), moved=True)
     again = QdrantStore(store._url, "videos", store._client)
     assert (again.fingerprint, again.settings, len(again)) == ("abc", WTI, 3)

@@ -17,8 +17,8 @@ from qdrant_client import QdrantClient, models
 from tests.helpers.qdrant_cases import FOLDER, WIDTH, WTI, filled, random_query, random_video, random_videos, same
 from tests.helpers.qdrant_stand_in import stand_in
 from video_search import qdrant_store
-from video_search.indexing import FileState
 from video_search.qdrant_store import QdrantStore
+from video_search.stores import FileState
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -27,7 +27,7 @@ WRITER = """
 import sys
 import numpy as np
 from tests.helpers.qdrant_cases import FOLDER, WTI, random_videos
-from video_search.indexing import FileState
+from video_search.stores import FileState
 from video_search.qdrant_store import QdrantStore
 store = QdrantStore.open(sys.argv[1])
 store.begin(WTI, "abc", FOLDER)

@@ -123,6 +123,9 @@ class FarStore:
         self.settings, self.fingerprint, self.folder = store.settings, store.fingerprint, store.folder
         self._store, self.counts = store, []
 
+    def scan(self):
+        return None
+
     def candidates(self, query, count):
         self.counts.append(count)
         return self._store.candidates(query, count)

@@ -23,10 +23,12 @@ from tests.helpers.search_cases import (
 from tests.helpers.search_cases import encoder as encoder  # a fixture
 from tests.helpers.search_cases import made as made  # a fixture
 from tests.helpers.search_cases import videos as videos  # a fixture
-from video_search import index_reader
+from video_search import index_writer
 from video_search.encoder import UnreadableFile
-from video_search.index_reader import LocalStore
+from video_search.index_reader import IndexReader
+from video_search.index_writer import IndexWriter
 from video_search.indexing import update
+from video_search.local_store import LocalStore
 from video_search.vectors import Query
 
 FORK = multiprocessing.get_context("fork")
@@ -61,7 +63,7 @@ def test_bad_files_are_tried_again_when_they_change(tmp_path, videos, encoder):
     summary = run_update(index, videos, encoder)
     assert counts(summary) == (6, 0, 0, 0, 1)
     assert summary.bad == [UnreadableFile("a.mp4", "no video")]
-    assert LocalStore.open(index).files()["a.mp4"].reason == "no video"
+    assert IndexReader.open(index).files()["a.mp4"].reason == "no video"
     encoder.calls_since()
     again = run_update(index, videos, encoder)
     assert (counts(again), encoder.calls_since()) == ((0, 0, 0, 6, 1), [])
@@ -75,7 +77,7 @@ def test_bad_files_are_tried_again_when_they_change(tmp_path, videos, encoder):
     check_index(index, videos)
     (videos / "a.mp4").unlink()
     assert counts(run_update(index, videos, encoder)) == (0, 0, 0, 6, 0)
-    assert "a.mp4" not in LocalStore.open(index).files()
+    assert "a.mp4" not in IndexReader.open(index).files()
 
 
 def test_files_that_cannot_be_opened_are_tried_again(tmp_path, videos, encoder):
@@ -117,7 +119,7 @@ def test_a_folder_that_cannot_be_read_keeps_its_videos(made, videos, encoder, mo
 
 def test_any_history_leaves_what_is_in_the_folder(tmp_path, encoder, monkeypatch):
     """Random changes over many updates, through dead rows and new generations."""
-    monkeypatch.setattr(index_reader, "VIDEOS_AT_ONCE", 3)
+    monkeypatch.setattr(index_writer, "VIDEOS_AT_ONCE", 3)
     random = np.random.default_rng(0)
     folder, index = tmp_path / "videos", tmp_path / "index"
     generations = set()
@@ -141,11 +143,11 @@ def test_any_history_leaves_what_is_in_the_folder(tmp_path, encoder, monkeypatch
 def test_dead_rows_are_left_out_and_then_dropped(tmp_path, videos, encoder):
     index = tmp_path / "index"
     run_update(index, videos, encoder)
-    reader = LocalStore.open(index)
+    reader = IndexReader.open(index)
     before = reader.vectors.frames.tobytes()
     (videos / "a.mp4").write_text("another content")
     (videos / "b.mp4").unlink()
-    store = LocalStore.open_for_writing(index)
+    store = IndexWriter.open(index)
     update(store, videos, encoder)
     check_index(index, videos)
     assert len(json.loads((index / "index.json").read_text())["videos"]) == 6
@@ -162,7 +164,7 @@ def test_dead_rows_are_left_out_and_then_dropped(tmp_path, videos, encoder):
 
 def test_without_dead_rows_nothing_is_read_into_memory(tmp_path, videos, encoder):
     run_update(tmp_path / "index", videos, encoder)
-    vectors = LocalStore.open(tmp_path / "index").vectors
+    vectors = IndexReader.open(tmp_path / "index").vectors
     for array in (vectors.frames, vectors.pooled, vectors.weights, vectors.seconds):
         assert isinstance(array, np.memmap)
         assert not array.flags.writeable
@@ -181,7 +183,7 @@ def test_names_of_all_kinds_and_links(tmp_path, encoder):
     summary = run_update(index, folder, encoder)
     (bad,) = summary.bad
     assert (bad.path, "UTF-8" in bad.reason) == ("caf\udce9.mp4", True)
-    assert set(LocalStore.open(index).paths) == {*names, "link.mp4", "linked/far.mp4"}
+    assert set(IndexReader.open(index).paths) == {*names, "link.mp4", "linked/far.mp4"}
     check_index(index, folder)
     index_script.write_bad_files(tmp_path / "bad.csv", summary.bad)
     assert b"caf\xe9.mp4," in (tmp_path / "bad.csv").read_bytes()
@@ -189,7 +191,7 @@ def test_names_of_all_kinds_and_links(tmp_path, encoder):
 
 def test_candidates_are_the_nearest(tmp_path, videos, encoder):
     run_update(tmp_path / "index", videos, encoder)
-    store = LocalStore.open(tmp_path / "index")
+    store = IndexReader.open(tmp_path / "index")
     wanted = vectors_of((videos / "d.mp4").read_bytes()).pooled[0]
     query = Query(wanted[None], np.ones(1), wanted, 0.0, ("d",))
     paths, found = store.candidates(query, 3)
@@ -225,7 +227,7 @@ def test_a_moved_folder(made, videos, tmp_path, encoder):
     encoder.calls_since()
     assert counts(run_update(made, elsewhere, encoder, moved=True)) == (0, 1, 0, 6, 0)
     assert encoder.calls_since() == ["a.mp4"]
-    assert LocalStore.open(made).folder == elsewhere
+    assert IndexReader.open(made).folder == elsewhere
     check_index(made, elsewhere)
     assert counts(run_update(made, elsewhere, encoder)) == (0, 0, 0, 7, 0)
 
@@ -242,7 +244,7 @@ def test_an_index_cut_short(made, videos, encoder, name):
     os.truncate(made / name, length - 1)
     check_refused(made, f"cut short: {name} has {length - 1} bytes, {length} are expected", videos, encoder)
     with pytest.raises(ValueError, match=f"cut short: {name}"):
-        LocalStore.open(made)
+        IndexReader.open(made)
     (made / name).unlink()
     check_refused(made, f"cut short: {name} has 0 bytes", videos, encoder)
 
@@ -275,27 +277,27 @@ KINDS = ["cut", "garbage", "[]", "row", "frame", "twice", "floor", "format", "ro
 
 
 @pytest.mark.parametrize(
-    ("kind", "reason"), [*((kind, "") for kind in KINDS), ("{}", "its format is not 1"), ("no rows", "it has no rows")]
+    ("kind", "reason"), [*((kind, "") for kind in KINDS), ("{}", "its format is not 1"), ("no rows", "missing: rows")]
 )
 def test_a_damaged_index(made, videos, encoder, kind, reason):
     content = (made / "index.json").read_text()
     (made / "index.json").write_text(damaged(content, kind))
     check_refused(made, f"is damaged: index.json: {reason}", videos, encoder)
     with pytest.raises(ValueError, match=f"is damaged: index.json: {reason}"):
-        LocalStore.open(made)
+        IndexReader.open(made)
     (made / "index.json").write_text(content)
     check_index(made, videos)
 
 
 def test_no_index_and_a_folder_of_other_files(tmp_path, videos, encoder):
     with pytest.raises(FileNotFoundError, match=f"no index in {tmp_path}/nothing"):
-        LocalStore.open(tmp_path / "nothing")
+        IndexReader.open(tmp_path / "nothing")
     shutil.rmtree(videos / "deep")
     check_refused(videos, "this folder has other files", videos, encoder)
 
 
 def write_and_wait(index: Path, started, done) -> None:
-    store = LocalStore.open_for_writing(index)
+    store = IndexWriter.open(index)
     started.set()
     done.wait(60)
     store.close()
@@ -313,6 +315,18 @@ def test_two_writers_at_once(made, videos, encoder):
     assert counts(run_update(made, videos, encoder)) == (0, 0, 0, 7, 0)
 
 
-def test_an_index_open_for_reading_is_not_written(made, videos, encoder):
-    with pytest.raises(ValueError, match="open for reading"):
-        update(LocalStore.open(made), videos, encoder)
+def test_a_reader_is_not_written(made, videos, encoder):
+    before = files_of(made)
+    with pytest.raises(AttributeError, match="begin"):
+        update(IndexReader.open(made), videos, encoder)
+    assert files_of(made) == before
+
+
+def test_one_name_for_the_reader_and_the_writer(made, videos, encoder):
+    """Scripts of other people open an index by `LocalStore`."""
+    assert set(LocalStore.open(made).paths) == set(IndexReader.open(made).paths)
+    (videos / "a.mp4").unlink()
+    store = LocalStore.open_for_writing(made)
+    assert counts(update(store, videos, encoder)) == (0, 0, 1, 6, 0)
+    store.close()
+    check_index(made, videos)

@@ -19,7 +19,7 @@ from tests.helpers.search_cases import encoder as encoder  # a fixture
 from tests.helpers.search_cases import made as made  # a fixture
 from tests.helpers.search_cases import videos as videos  # a fixture
 from video_search import index_reader, indexing
-from video_search.index_reader import LocalStore
+from video_search.index_reader import IndexReader
 
 FORK = multiprocessing.get_context("fork")
 
@@ -68,7 +68,7 @@ def test_a_killed_later_update_goes_on(made, videos, encoder, monkeypatch, commi
     with (made / "frames-0.f32").open("ab") as file:
         file.write(b"what a killed update left behind")
     shutil.copyfile(made / "frames-0.f32", made / "frames-7.f32")
-    assert len(LocalStore.open(made)) == 7 + done
+    assert len(IndexReader.open(made)) == 7 + done
     assert counts(run_update(made, videos, encoder)) == (5 - done, 0, 0, 7 + done, 0)
     check_index(made, videos)
     assert len(list(made.glob("*.f32"))) == 3
@@ -88,7 +88,7 @@ def test_an_interrupted_update_loses_nothing(tmp_path, videos, encoder):
     index = tmp_path / "index"
     with pytest.raises(KeyboardInterrupt):
         run_update(index, videos, InterruptedEncoder())
-    assert len(LocalStore.open(index)) == 2
+    assert len(IndexReader.open(index)) == 2
     assert counts(run_update(index, videos, encoder)) == (5, 0, 0, 2, 0)
     check_index(index, videos)
 
@@ -128,7 +128,7 @@ def test_a_generation_that_ends_while_it_is_opened(made, videos, encoder, monkey
     answers = [before]
     read = index_reader.read_contents
     monkeypatch.setattr(index_reader, "read_contents", lambda index: answers.pop() if answers else read(index))
-    assert set(LocalStore.open(made).paths) == {"e.mp4", "f.mp4", "deep/er/g.MKV"}
+    assert set(IndexReader.open(made).paths) == {"e.mp4", "f.mp4", "deep/er/g.MKV"}
 
 
 @pytest.mark.parametrize("room", ["arrays", "table"])
@@ -144,7 +144,7 @@ def test_a_full_disk_leaves_the_index(tmp_path, encoder, small_disk, room):
     with pytest.raises(OSError, match="cannot be written.*No space left"):
         run_update(index, folder, encoder)
     assert (index / "index.json").read_bytes() == table
-    assert len(LocalStore.open(index)) == 20
+    assert len(IndexReader.open(index)) == 20
     shutil.rmtree(folder)
     write_files(folder, {f"{n}.mp4": str(n) for n in range(25)})
     run_update(index, folder, encoder)

@@ -5,60 +5,14 @@ import os
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 from dataloaders.annotations import SURROGATE, VIDEO_EXTENSIONS, require_path, walk_files
 from video_search.encoder import Encoder, UnreadableFile
-from video_search.vectors import Query, VideoVectors
+from video_search.stores import FileState, Store, WritableStore
+from video_search.vectors import VideoVectors
 
 COMMIT_SECONDS = 60.0  # of work that a kill may cost
-
-
-@dataclass(frozen=True)
-class FileState:
-    """What tells whether a file is still the one that was read: bytes, time of change; `reason` says why it is bad."""
-
-    size: int
-    mtime_ns: int
-    reason: str = ""
-
-    def is_same_file(self, other: "FileState") -> bool:
-        return (self.size, self.mtime_ns) == (other.size, other.mtime_ns)
-
-
-class Store(Protocol):
-    """A place that keeps the vectors of videos, by their paths relative to one folder."""
-
-    settings: dict[str, Any]  # the encoder's settings that the vectors were made with; {} of a new store
-    fingerprint: str  # of that encoder; "" of a new store
-    folder: Path | None  # of the videos, its whole path; None of a new store
-
-    def __len__(self) -> int:
-        """Number of videos."""
-
-    def files(self) -> dict[str, FileState]:
-        """Every file, bad ones too, by its path."""
-
-    def begin(self, settings: dict[str, Any], fingerprint: str, folder: Path) -> None:
-        """Say what the vectors to come are."""
-
-    def put(self, path: str, state: FileState, vectors: VideoVectors | None) -> None:
-        """Add or replace one file: the vectors of one video, or None for a bad file."""
-
-    def remove(self, path: str) -> None:
-        """Forget one file."""
-
-    def commit(self) -> None:
-        """Make all that was put and removed safe."""
-
-    def candidates(self, query: Query, count: int) -> tuple[list[str], VideoVectors]:
-        """A shortlist of about `count` videos, for the exact scores."""
-
-    def example(self, path: str) -> VideoVectors:
-        """The stored vectors of one video; ValueError where there are none."""
-
-    def close(self) -> None:
-        """Give the place free for others; what was not committed is forgotten."""
 
 
 @dataclass
@@ -88,7 +42,7 @@ class Summary:
 
 
 def update(
-    store: Store,
+    store: WritableStore,
     folder: str | os.PathLike,
     encoder: Encoder,
     processes: int | None = None,
@@ -145,7 +99,7 @@ def update(
     return summary
 
 
-def put(store: Store, path: str, state: FileState, result: VideoVectors | UnreadableFile) -> None:
+def put(store: WritableStore, path: str, state: FileState, result: VideoVectors | UnreadableFile) -> None:
     """Put what became of a file."""
     if not isinstance(result, UnreadableFile):
         store.put(path, state, result)

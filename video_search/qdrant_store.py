@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from modules.configuration import TOKEN_HEADERS
-from video_search.indexing import FileState
+from video_search.stores import FileState
 from video_search.vectors import Query, VideoVectors
 
 INSTALL = 'pip install "qdrant-client>=1.20"'  # before, embedded MAX_SIM stumbled over points without vectors
@@ -49,6 +49,8 @@ class QdrantStore:
     replaced as a whole, so that after an interruption every file is there as one of its two states. Errors are
     OSError and ValueError of one line.
     """
+
+    directory = None
 
     def __init__(self, url: str, collection: str, client: Any) -> None:
         """`client` is a QdrantClient, or None for a folder that `begin` shall make."""
@@ -97,12 +99,10 @@ class QdrantStore:
         }
 
     def begin(self, settings: dict[str, Any], fingerprint: str, folder: Path) -> None:
-        """Say what the vectors to come are. Raises ValueError where vectors of another encoder are stored.
+        """Set the encoder and the folder of the vectors that follow.
 
-        The collection comes to be with the first video, as its width is not known before.
+        The first video creates the collection, as its width is not known before.
         """
-        if self.fingerprint not in ("", fingerprint):
-            raise ValueError(f"{self._place} holds vectors of another encoder; choose another --collection")
         before = self._metadata()
         self.settings, self.fingerprint, self.folder = settings, fingerprint, folder
         if self._client is None:
@@ -137,6 +137,12 @@ class QdrantStore:
             if removed:
                 self._client.delete(self._collection, points_selector=removed, wait=True)
         self._waiting.clear()
+
+    def compact(self) -> None:
+        """Do nothing: Qdrant drops the space of deleted points by itself."""
+
+    def scan(self) -> None:
+        """Return None: a search fetches the vectors of its candidates alone."""
 
     def candidates(self, query: Query, count: int) -> tuple[list[str], VideoVectors]:
         """Paths and vectors of `count` videos, for the exact scores; of fewer where the collection has fewer.

@@ -17,10 +17,11 @@ import numpy as np
 from modules.configuration import TIGHT_HEADERS
 from video_search.encoder import Encoder, as_query
 from video_search.hits import describe
-from video_search.index_reader import LocalStore
-from video_search.indexing import Store, check_same_encoder
+from video_search.index_reader import IndexReader
+from video_search.indexing import check_same_encoder
 from video_search.scoring import scores
 from video_search.scoring import top as highest
+from video_search.stores import SearchableStore
 from video_search.vectors import Hit, Query, VideoVectors
 
 DEFAULT_SHORTLIST = 200  # where a store cannot be scanned
@@ -55,7 +56,7 @@ class Ranking(NamedTuple):
 class VideoSearch:
     """The videos of a store, and the encoder that their vectors were made with; for one thread at a time."""
 
-    def __init__(self, store: Store, encoder: Encoder):
+    def __init__(self, store: SearchableStore, encoder: Encoder):
         """Raises ValueError where `store` has no videos yet, or the vectors of another encoder."""
         if not store.fingerprint:
             raise ValueError("the index has no videos yet; python -m scripts.index FOLDER --index DIR makes one")
@@ -65,7 +66,11 @@ class VideoSearch:
 
     @classmethod
     def open(
-        cls, index: str | PathLike = "runs/index", init_model: str | None = None, store: Store | None = None, **flags
+        cls,
+        index: str | PathLike = "runs/index",
+        init_model: str | None = None,
+        store: SearchableStore | None = None,
+        **flags,
     ) -> "VideoSearch":
         """The search over the index in this folder, or over `store`.
 
@@ -74,7 +79,7 @@ class VideoSearch:
         Raises FileNotFoundError for an index or a checkpoint that is not there, ValueError for one that is damaged and
         for a checkpoint or a flag that the vectors of the index were not made with.
         """
-        store = LocalStore.open(index) if store is None else store
+        store = IndexReader.open(index) if store is None else store
         return cls(store, Encoder.load(init_model, store.settings, **flags))
 
     def __len__(self) -> int:
@@ -111,10 +116,9 @@ class VideoSearch:
             if value is not None and value < 1:
                 raise ValueError(f"{name} {value} must be at least 1")
         more = int(left_out is not None)
-        if shortlist is None and isinstance(self.store, LocalStore):
-            paths, videos = self.store.paths, self.store.vectors
-        else:
-            paths, videos = self.store.candidates(query, (shortlist or max(top, DEFAULT_SHORTLIST)) + more)
+        everything = self.store.scan() if shortlist is None else None
+        count = (shortlist or max(top, DEFAULT_SHORTLIST)) + more
+        paths, videos = everything or self.store.candidates(query, count)
         found = scores(query, videos, self.encoder)
         others = [place for place in highest(found, top + more, paths) if paths[place] != left_out]
         places = np.array(others[:top], dtype=np.int64)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from video_search.indexing import FileState
 from video_search.qdrant_store import QdrantStore
+from video_search.stores import FileState
 from video_search.vectors import Query, VideoVectors
 
 WIDTH = 8

@@ -12,7 +12,8 @@ from modules.modeling import CLIP4Clip
 from scripts.miniature.tiny_clip import tiny_clip_state_dict
 from video_search import indexing
 from video_search.encoder import UnreadableFile
-from video_search.index_reader import LocalStore
+from video_search.index_reader import IndexReader
+from video_search.index_writer import IndexWriter
 from video_search.vectors import VideoVectors
 
 WIDTH = 8
@@ -114,7 +115,7 @@ def write_checkpoint(folder: Path, sim_header: str, agg_module: str = "none", **
 
 
 def run_update(index: Path, folder: Path, encoder: FakeEncoder, **options) -> indexing.Summary:
-    store = LocalStore.open_for_writing(index)
+    store = IndexWriter.open(index)
     try:
         summary = indexing.update(store, folder, encoder, **options)
         store.compact()
@@ -129,7 +130,7 @@ def counts(summary: indexing.Summary) -> tuple[int, ...]:
 
 def check_index(index: Path, folder: Path) -> None:
     """The index opens, and has the vectors of exactly the good videos below the folder, to the bit."""
-    store = LocalStore.open(index)
+    store = IndexReader.open(index)
     expected = {
         path: vectors_of((folder / path).read_bytes())
         for path in indexing.find_files(folder)[0]
