@@ -1,4 +1,4 @@
-"""The process: distributed set-up and tear-down, logging, random states, signals."""
+"""The process: distributed set-up and tear-down, logging, random states."""
 
 import logging
 import multiprocessing
@@ -7,13 +7,11 @@ import random
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +20,6 @@ from torch.multiprocessing import _prctl_pr_set_pdeathsig
 
 logger = logging.getLogger(__name__)
 
-STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: stopped by a signal, all saved; start again with --resume auto
 ECHO_SECONDS = 2
 
 
@@ -155,54 +152,6 @@ def restore_random_state(state: dict, device: torch.device) -> None:
     torch.set_rng_state(state["torch"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
-
-
-class StopRequest:
-    """`is_set` once SIGTERM, SIGUSR1 (Slurm's warning before its time limit) or Ctrl-C has come.
-
-    The second Ctrl-C stops at once. A launched process that a SIGTERM finds waiting for a rank that is no more leaves
-    by itself after `GRACE_SECONDS`, if the run has not answered by then (`is_answered`): Python handles no signal while
-    a collective waits.
-    """
-
-    GRACE_SECONDS = 20
-
-    def __init__(self):
-        self.is_set = self.is_answered = False
-        self._handlers_before: dict[int, Any] = {}
-
-    def listen(self) -> None:
-        """Handle the signals from here on; a thread other than the main one cannot, and leaves them as they are."""
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            self._handlers_before[number] = signal.signal(number, self._handle)
-        if is_launched():
-            reader, self._writer = socket.socketpair()
-            self._writer.setblocking(False)
-            signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-            threading.Thread(target=self._leave_in_the_end, args=(reader,), daemon=True).start()
-
-    def forget(self) -> None:
-        """Give the signals back to who handled them before `listen`, as a program that goes on needs.
-
-        A launched process does not: its launcher may signal it once more while it leaves, and its exit code counts.
-        """
-        if not is_launched():
-            for number, handler in self._handlers_before.items():
-                signal.signal(number, handler)
-
-    def _handle(self, number: int, frame) -> None:
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        self.is_set = True
-
-    def _leave_in_the_end(self, reader: socket.socket) -> None:
-        while reader.recv(1) != bytes([signal.SIGTERM]):
-            continue
-        time.sleep(self.GRACE_SECONDS)
-        if not self.is_answered:
-            os._exit(128 + signal.SIGTERM)
 
 
 def die_with_launcher() -> None:

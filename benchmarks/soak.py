@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 import main_task_retrieval
-import util
+from engine.signals import STOPPED_EXIT_CODE
 from modules.checkpoint import model_path
 from modules.resume import FILES, FOLDER
 from scripts.miniature.msrvtt import write_mini_msrvtt
@@ -228,7 +228,7 @@ def soak(folder: Path, minutes: float, seed: int, arguments: list[str]) -> tuple
     most = watch.most()
     os.kill(process.pid, signal.SIGTERM)
     process.join(TIME_LIMIT)
-    if process.exitcode != util.STOPPED_EXIT_CODE:
+    if process.exitcode != STOPPED_EXIT_CODE:
         faults.lost.append(f"the steady process ended with exit code {process.exitcode}")
     epochs = (steady / "log.txt").read_text().count("Finished, Train Loss")
     return report(most, epochs, faults, arguments)

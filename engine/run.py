@@ -3,24 +3,15 @@
 import logging
 from pathlib import Path
 
-import torch
-
 import util
 from engine.evaluation import Evaluator
-from engine.run_files import decisive_flags
+from engine.provenance import decisive_flags
+from engine.signals import StoppedBySignal, StopRequest
 from modules.distributed import all_gather_objects, broadcast_object, broadcast_weights
 from modules.optimization import BertAdam
 from modules.resume import FOLDER, TrainingCheckpoints
-from modules.whole_files import explain_write_errors
 
 logger = logging.getLogger(__name__)
-
-
-class StoppedBySignal(SystemExit):
-    """The run has saved everything after a signal; every rank leaves with `util.STOPPED_EXIT_CODE`."""
-
-    def __init__(self):
-        super().__init__(util.STOPPED_EXIT_CODE)
 
 
 class RunState:
@@ -39,7 +30,7 @@ class RunState:
         self.total_loss = 0.0
         self.random: dict | None = None
         self.saved_step: int | None = None
-        self.stop = util.StopRequest()
+        self.stop = StopRequest()
         self.points = TrainingCheckpoints(args.output_dir) if process.is_main else None
 
     def after_step(self, batches_done: int, total_loss: float, is_stopping: bool) -> None:
@@ -160,14 +151,3 @@ def check_output_dir(args) -> None:
             f"--output_dir {folder} holds the checkpoints of a run ({found[0].relative_to(folder)}, {len(found)} in "
             "all): go on with it by --resume auto, choose another folder, or delete them"
         )
-
-
-def save_batches(folder, batch: int, rank: int, batches: list, videos: list[str], losses: list[float]) -> Path:
-    """Write the batches of a step whose loss or gradient is not finite, for inspection by `torch.load`."""
-    path = Path(folder) / f"nonfinite_batch{batch}_rank{rank}.pt"
-    names = ("input_ids", "input_mask", "segment_ids", "video", "video_mask")
-    named = [dict(zip(names, batch, strict=True)) for batch in batches]
-    path.parent.mkdir(parents=True, exist_ok=True)  # other machines have no --output_dir yet
-    with explain_write_errors(path):
-        torch.save({"batches": named, "videos": videos, "losses": losses}, path)
-    return path

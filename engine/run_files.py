@@ -9,8 +9,6 @@ import io
 import json
 import math
 import os
-import re
-import subprocess
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,9 +16,9 @@ from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
-import torch
 
 import metrics
+from engine.provenance import provenance
 from modules import post_processing
 from modules.whole_files import text_sha256, write_text
 
@@ -30,16 +28,7 @@ HOLDOUT_FILE = "holdout.txt"
 UNREADABLE_VIDEOS_FILE = "bad_videos.csv"
 GALLERY_FILE = "gallery.csv"
 FLAGS_FILE = "flags.json"
-REPOSITORY = Path(__file__).parent.parent
 
-FLAGS_THAT_DECIDE_NO_NUMBER = (
-    "output_dir", "cache_dir", "n_display", "num_thread_reader", "frame_cache", "batch_size_val", "local_rank",
-    "resume", "save_steps", "keep_last", "task_type", "loose_type", "do_eval", "do_pretrain", "do_lower_case",
-    "use_mil", "sampled_use_mil", "fp16", "fp16_opt_level", "lr_decay", "video_dim", "margin", "hard_negative_rate",
-    "negative_weighting", "n_pair", "n_gpu", "world_size", "rank", "text_num_hidden_layers",
-    "visual_num_hidden_layers", "unread_flags",
-)  # fmt: skip
-DATA_FLAGS = ("train_csv", "val_csv", "data_path", "features_path")
 DIRECTIONS = {metrics.TEXT_TO_VIDEO: "text_to_video", metrics.VIDEO_TO_TEXT: "video_to_text"}  # keys of metrics.json
 NUMBERS = (*(f"R{depth}" for depth in metrics.RECALL_DEPTHS), "MdR", "MnR")
 TOP_COUNT = 5
@@ -107,15 +96,7 @@ class RunRecord:
             self.picked_on = "test" if holdout is None else "holdout"
         self.history: list[dict] = []
         self.common = {
-            "seed": args.seed,
-            "processes": processes,
-            "configuration_sha256": configuration_hash(args, processes),
-            # each seed has a checkpoint of its own, which an evaluation alone is given
-            "configuration_sha256_without_seed": configuration_hash(
-                args, processes, without=("seed",) if args.do_train else ("seed", "init_model")
-            ),
-            "code_version": code_version(),
-            "torch_version": torch.__version__,
+            **provenance(args, processes),
             "holdout": None,
         }
         self.listing = None
@@ -258,63 +239,10 @@ def summaries(rankings: list[Ranking]) -> dict[str, dict]:
     return {DIRECTIONS[ranking.direction]: ranking.summary() for ranking in rankings}
 
 
-def decisive_flags(args, processes: int) -> dict:
-    """The flags that decide the numbers, with the number of processes in training, as plain values.
-
-    Data files and a file of CLIP weights count by their names, so that they may lie anywhere.
-    """
-    flags = {name: value for name, value in vars(args).items() if name not in FLAGS_THAT_DECIDE_NO_NUMBER}
-    flags |= {name: Path(flags[name]).name for name in DATA_FLAGS if flags.get(name)}
-    if Path(args.pretrained_clip_name).is_file():
-        flags["pretrained_clip_name"] = Path(args.pretrained_clip_name).name
-    if args.do_train:
-        flags["processes"] = processes
-    return flags
-
-
 def write_flags(args) -> None:
     """Write `flags.json`: the flags in force, but for those that nothing reads and this process's number."""
     flags = {name: value for name, value in vars(args).items() if name not in ("unread_flags", "local_rank")}
     write_text(Path(args.output_dir) / FLAGS_FILE, json.dumps(flags, sort_keys=True, indent=1) + "\n")
-
-
-def configuration_hash(args, processes: int, without: tuple[str, ...] = ()) -> str:
-    """sha256 of the `decisive_flags`.
-
-    A resumed run repeats the uninterrupted one: `--init_model` and `--resume_model` of a resumption do not count.
-    """
-    flags = decisive_flags(args, processes)
-    if flags.pop("resume_model", None):
-        flags["init_model"] = None
-    counted = {name: value for name, value in flags.items() if name not in without}
-    return text_sha256(json.dumps(counted, sort_keys=True))
-
-
-def code_version() -> str:
-    """`git COMMIT`, with ` dirty` where tracked files differ from it; `version N` or `unknown` outside a clone."""
-    try:
-        top, commit, changes = (
-            subprocess.run(
-                ["git", *command], cwd=REPOSITORY, capture_output=True, text=True, check=True, timeout=30
-            ).stdout.strip()
-            for command in (
-                ["rev-parse", "--show-toplevel"],
-                ["rev-parse", "HEAD"],
-                ["status", "--porcelain", "--untracked-files=no"],
-            )
-        )
-        if Path(top).resolve() == REPOSITORY.resolve():  # else the files lie inside some other project's clone
-            return f"git {commit}{' dirty' if changes else ''}"
-    except (OSError, subprocess.SubprocessError):
-        return package_version()
-    return package_version()
-
-
-def package_version() -> str:
-    """`version N` from pyproject.toml, `unknown` without it."""
-    file = REPOSITORY / "pyproject.toml"
-    found = re.search(r'^version = "(.+)"$', file.read_text(encoding="utf-8"), re.M) if file.is_file() else None
-    return f"version {found[1]}" if found else "unknown"
 
 
 def write_ranks(path: Path, rankings: list[Ranking]) -> None:

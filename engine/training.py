@@ -2,10 +2,6 @@
 
 import logging
 import math
-import resource
-import sys
-import time
-from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -14,9 +10,10 @@ from tqdm.auto import tqdm
 
 import util
 from engine.evaluation import Evaluator
-from engine.run import RunState, save_batches
+from engine.nonfinite import NonFiniteError, NonFiniteSteps, StepGroup, is_finite_step
+from engine.progress import Progress
+from engine.run import RunState
 from engine.run_files import write_flags
-from engine.run_log import RunLog
 from modules.checkpoint import keep_last_checkpoints, load_optimizer, model_path, save_checkpoint
 from modules.distributed import all_gather_objects, average_gradients, broadcast_weights, on_any_rank
 from modules.grad_cache import grad_cache_backward
@@ -123,8 +120,10 @@ def train_epoch(
     accumulate, batches = args.gradient_accumulation_steps, len(train_loader)
     first = 0 if state is None else state.batches_done
     total_loss = 0.0 if state is None else state.total_loss
-    progress = Progress(epoch, args, train_loader, process, None if state is None else state.evaluator.run_log)
-    group, bad_steps = StepGroup(), 0
+    curves = None if state is None else state.evaluator.run_log
+    progress = Progress(epoch, args.epochs, accumulate, train_loader, process, curves)
+    folder = None if state is None else Path(args.output_dir)
+    left_out, group = NonFiniteSteps(args.skip_nonfinite, folder, train_loader, process, epoch), StepGroup()
     bar = tqdm(
         train_loader, desc=f"epoch {epoch + 1}/{args.epochs}", total=batches, initial=first,
         disable=None if process.is_main else True,
@@ -142,29 +141,27 @@ def train_epoch(
         scaler.unscale_(optimizer)
         gradient_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
         losses, norm = group.read(gradient_norm)
-        # a scaler expects infinite gradients, and leaves those steps out, as long as it can lower its scale
-        expects_overflow = scaler.is_enabled() and scaler.get_scale() > 1
-        is_finite = all(map(math.isfinite, losses if expects_overflow else [*losses, norm]))
         is_stopping = state is not None and state.stop.is_set
-        any_not_finite, is_stopping = on_any_rank([not is_finite, is_stopping], process.device)
+        any_not_finite, is_stopping = on_any_rank(
+            [not is_finite_step(losses, norm, scaler), is_stopping], process.device
+        )
         if any_not_finite:
-            bad_steps += 1
-            about = group.describe_on_all_ranks(args, train_loader, process, epoch, index, losses, norm)
-            if bad_steps > args.skip_nonfinite:
+            try:
+                left_out.add(group, index, losses, norm)
+            except NonFiniteError:
                 if state is not None:
                     state.save_before_step()
-                raise NonFiniteError(about)
-            logger.warning("%s; the step is left out (--skip_nonfinite)", about)
+                raise
             scaler.update()  # which also makes it ready for the next gradients
         else:
-            bad_steps = 0
+            left_out.end_series()
             total_loss += sum(losses)
             scaler.step(optimizer)
             scaler.update()
             with torch.no_grad():
                 clip.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
         optimizer.zero_grad()
-        progress.add(sum(len(batch[0]) for batch in group.batches))
+        progress.add(group.clips())
         group = StepGroup()
         global_step += 1
         if global_step % args.n_display == 0:
@@ -193,112 +190,3 @@ def back_propagate(
     loss = model(*(tensor.to(device, non_blocking=True) for tensor in inputs))
     scaled(loss).backward()
     return loss.detach()
-
-
-class NonFiniteError(FloatingPointError):
-    """A loss or a gradient is not finite."""
-
-
-class StepGroup:
-    """The batches of one optimizer step, and their losses on the device."""
-
-    def __init__(self):
-        self.batches: list = []
-        self.losses: list[torch.Tensor] = []
-
-    def add(self, batch, loss: torch.Tensor) -> None:
-        self.batches.append(batch)
-        self.losses.append(loss)
-
-    def read(self, gradient_norm: torch.Tensor) -> tuple[list[float], float]:
-        """The losses and the norm, in the one moment of a step in which the host waits for the device."""
-        *losses, norm = torch.stack([value.float() for value in (*self.losses, gradient_norm)]).tolist()
-        return losses, norm
-
-    def describe_on_all_ranks(
-        self, args, loader, process: util.Process, epoch: int, index: int, losses: list[float], norm: float
-    ) -> str:
-        """What is wrong on which ranks; those that have it write their batches into `--output_dir`.
-
-        The gradients are means over the ranks: where a loss is not finite, no rank's gradient is, and tells nothing.
-        """
-        bad = [number for number, loss in enumerate(losses) if not math.isfinite(loss)]
-        is_of_losses = any(all_gather_objects(bool(bad)))
-        message = None
-        if bad or not is_of_losses:
-            message = self.describe(args, loader, process, epoch, index, losses, norm, bad)
-        return "; ".join(filter(None, all_gather_objects(message)))
-
-    def describe(
-        self, args, loader, process: util.Process, epoch: int, index: int, losses: list[float], norm: float,
-        bad: list[int],
-    ) -> str:  # fmt: skip
-        first = index + 1 - len(losses)
-        what, batch = f"the loss is {losses[-1]}, and the gradient's norm {norm}", index
-        if bad:
-            what, batch = f"the loss is {losses[bad[0]]}", first + bad[0]
-        message = f"{what} in epoch {epoch + 1}, batch {batch + 1} of {len(loader)}, on rank {process.rank}"
-        if hasattr(loader, "videos_of_batch"):
-            videos = [name for number in range(first, index + 1) for name in loader.videos_of_batch(number)]
-            try:
-                path = save_batches(args.output_dir, index + 1, process.rank, self.batches, videos, losses)
-            except OSError as error:
-                path = f"no file ({error})"
-            message += f"; its batches are in {path}, of the videos {', '.join(videos)}"
-        return message
-
-
-class Progress:
-    """Work since the last log line, in this epoch: optimizer steps, and clips of this process."""
-
-    def __init__(self, epoch: int, args, loader, process: util.Process, run_log: RunLog | None = None):
-        self.epoch, self.args, self.loader, self.process, self.run_log = epoch, args, loader, process, run_log
-        self._restart()
-
-    def _restart(self) -> None:
-        self.clips = self.steps = 0
-        self.started, self.waited_before = time.perf_counter(), self._seconds_waited()
-
-    def _seconds_waited(self) -> float:
-        return getattr(self.loader, "seconds_waited", 0.0)  # any iterable of batches will do
-
-    def add(self, clips: int) -> None:
-        """One more step, of so many clips."""
-        self.steps += 1
-        self.clips += clips
-
-    def log(
-        self, index: int, global_step: int, loss: float, rates: list[float], logit_scale: float, gradient_norm: float
-    ) -> None:
-        """CLIP4Clip's line, and behind it what tells whether the run is healthy and where its time goes.
-
-        The same numbers go to the run's `RunLog`.
-        """
-        total = time.perf_counter() - self.started
-        seconds, waited = total / self.steps, (self._seconds_waited() - self.waited_before) / self.steps
-        clips_per_second = self.clips * self.process.world_size / total
-        rates, memory, batches = sorted(set(rates)), peak_memory(self.process.device), len(self.loader)
-        batches_left = (self.args.epochs - self.epoch) * batches - index - 1
-        seconds_left = batches_left / self.args.gradient_accumulation_steps * seconds
-        logger.info(
-            "Epoch: %d/%s, Step: %d/%d, Lr: %s, Loss: %f, Time/step: %f (data %f, compute %f), Clips/s: %.1f, "
-            "Logit scale: %.2f, Gradient norm: %.3f, Peak memory: %.2f GB, Eta: %s",
-            self.epoch + 1, self.args.epochs, index + 1, batches, "-".join(f"{rate:.9f}" for rate in rates), loss,
-            seconds, waited, seconds - waited, clips_per_second, logit_scale, gradient_norm, memory / 1e9,
-            timedelta(seconds=round(seconds_left)),
-        )  # fmt: skip
-        if self.run_log is not None:
-            self.run_log.add(
-                "step", self.epoch, global_step, loss=loss, learning_rates=rates, logit_scale=logit_scale,
-                gradient_norm=gradient_norm, seconds_per_step=seconds, data_seconds_per_step=waited,
-                clips_per_second=clips_per_second, peak_memory_bytes=memory,
-            )  # fmt: skip
-        self._restart()
-
-
-def peak_memory(device: torch.device) -> int:
-    """The most bytes so far: of tensors on a GPU, else of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB

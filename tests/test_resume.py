@@ -10,8 +10,8 @@ import torch
 
 import main_task_retrieval
 from engine import training
-from engine.run import StoppedBySignal
 from engine.run_files import read_metrics, read_ranks
+from engine.signals import StoppedBySignal
 from modules import resume
 from modules.checkpoint import model_path, optimizer_path
 from modules.resume import FILES, TrainingCheckpoints
@@ -139,7 +139,7 @@ def stop_after(monkeypatch, step: int) -> None:
         return back_propagate(*arguments)
 
     monkeypatch.setattr(training, "back_propagate", counted)
-    monkeypatch.setattr("util.StopRequest", Stop)
+    monkeypatch.setattr("engine.run.StopRequest", Stop)
 
 
 def outcome(output: Path) -> tuple[dict, dict, dict]:

@@ -9,16 +9,10 @@ import numpy as np
 import pytest
 
 from dataloaders.annotations import Annotations, Caption
-from engine import run_files
+from engine import provenance, run_files
 from engine.arguments import build_parser, get_args
-from engine.run_files import (
-    FLAGS_THAT_DECIDE_NO_NUMBER,
-    Ranking,
-    RunRecord,
-    configuration_hash,
-    read_metrics,
-    read_ranks,
-)
+from engine.provenance import DATA_FLAGS, FLAGS_THAT_DECIDE_NO_NUMBER, configuration_hash
+from engine.run_files import Ranking, RunRecord, read_metrics, read_ranks
 
 TEXT_TO_VIDEO = Ranking.of(
     "text-to-video",
@@ -231,25 +225,25 @@ def test_a_file_of_clip_weights_counts_by_its_name(tmp_path):
 
 def test_every_flag_left_out_of_the_hash_exists():
     known = {action.dest for action in build_parser()._actions} | {"unread_flags"}
-    assert set(FLAGS_THAT_DECIDE_NO_NUMBER) | set(run_files.DATA_FLAGS) <= known
+    assert set(FLAGS_THAT_DECIDE_NO_NUMBER) | set(DATA_FLAGS) <= known
     unread = {action.dest for action in build_parser()._actions if type(action).__name__ == "UnreadFlag"}
     assert unread <= set(FLAGS_THAT_DECIDE_NO_NUMBER)
 
 
 def test_code_version_never_fails(tmp_path, monkeypatch):
-    assert run_files.code_version().startswith(("git ", "version "))
-    monkeypatch.setattr(run_files, "REPOSITORY", tmp_path)
-    assert run_files.code_version() == "unknown"
+    assert provenance.code_version().startswith(("git ", "version "))
+    monkeypatch.setattr(provenance, "REPOSITORY", tmp_path)
+    assert provenance.code_version() == "unknown"
     (tmp_path / "pyproject.toml").write_text('[project]\nname = "x"\nversion = "3.2.1"\n')
-    assert run_files.code_version() == "version 3.2.1"
+    assert provenance.code_version() == "version 3.2.1"
     monkeypatch.setenv("PATH", "")
-    assert run_files.code_version() == "version 3.2.1"
+    assert provenance.code_version() == "version 3.2.1"
 
 
 def test_a_clone_gives_commit_and_changes(tmp_path, monkeypatch):
     def git(*command):
         identity = ["-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "commit.gpgsign=false"]
-        return run_files.subprocess.run(
+        return provenance.subprocess.run(
             ["git", *identity, *command], cwd=tmp_path, check=True, capture_output=True, text=True
         ).stdout.strip()
 
@@ -257,16 +251,16 @@ def test_a_clone_gives_commit_and_changes(tmp_path, monkeypatch):
     git("init")
     git("add", "file")
     git("commit", "-m", "first")
-    monkeypatch.setattr(run_files, "REPOSITORY", tmp_path.resolve())
-    assert run_files.code_version() == f"git {git('rev-parse', 'HEAD')}"
+    monkeypatch.setattr(provenance, "REPOSITORY", tmp_path.resolve())
+    assert provenance.code_version() == f"git {git('rev-parse', 'HEAD')}"
     (tmp_path / "untracked").touch()
-    assert "dirty" not in run_files.code_version()
+    assert "dirty" not in provenance.code_version()
     (tmp_path / "file").write_text("two")
-    assert run_files.code_version().endswith(" dirty")
+    assert provenance.code_version().endswith(" dirty")
     # files that merely lie inside a clone are not what it holds
     (tmp_path / "inner").mkdir()
-    monkeypatch.setattr(run_files, "REPOSITORY", (tmp_path / "inner").resolve())
-    assert run_files.code_version() == "unknown"
+    monkeypatch.setattr(provenance, "REPOSITORY", (tmp_path / "inner").resolve())
+    assert provenance.code_version() == "unknown"
 
 
 def test_a_failed_write_keeps_the_file_before(tmp_path):

@@ -15,9 +15,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import main_task_retrieval
 from engine.arguments import get_args
-from engine.run import StoppedBySignal
 from engine.run_files import read_metrics, write_flags
 from engine.run_log import EventFile, RunLog, append_lines, read_lines
+from engine.signals import StoppedBySignal
 from modules.checkpoint import model_path, optimizer_path
 from tests.helpers.tiny_run import data_flags, write_tiny_run
 from tests.test_resume import assert_equal, command, outcome, stop_after

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import util
+from engine.signals import STOPPED_EXIT_CODE, StopRequest
 from modules.resume import TrainingCheckpoints
 from tests.helpers.fault_worker import Ranks
 from tests.helpers.launch import REPOSITORY, launcher
@@ -19,7 +19,15 @@ from tests.test_resume import command
 
 pytestmark = pytest.mark.faults
 
-STOPPED = util.STOPPED_EXIT_CODE
+
+def test_signals_go_back_to_who_handled_them():
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    stop = StopRequest()
+    stop.listen()
+    assert [signal.getsignal(number) for number in numbers] != before
+    stop.forget()
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 def saved_step(output: Path) -> int:
@@ -32,7 +40,7 @@ def test_a_signal_to_one_rank_finishes_the_step_and_stops_all(folder, tmp_path, 
     """0: no launcher. The signal comes in the third step of the last rank."""
     fault = {"target": "engine.training.back_propagate", "call": 3, "action": number, "rank": max(world_size - 1, 0)}
     ranks = Ranks(world_size, command(folder, tmp_path, "--num_thread_reader", "2"), tmp_path / "logs", fault)
-    assert ranks.wait() == [STOPPED] * max(world_size, 1), ranks.text()
+    assert ranks.wait() == [STOPPED_EXIT_CODE] * max(world_size, 1), ranks.text()
     assert saved_step(tmp_path) == 3
     assert "stopped by a signal after step 3; --resume auto" in ranks.text()
 

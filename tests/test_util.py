@@ -3,7 +3,6 @@
 import logging
 import random
 import re
-import signal
 import socket
 
 import numpy as np
@@ -115,13 +114,3 @@ def test_more_processes_than_gpus(monkeypatch, from_environment):
     flag = 0 if from_environment else 2
     with pytest.raises(ValueError, match=r"local rank 2 .* 2 visible"), util.distributed_process(flag):
         pass
-
-
-def test_signals_go_back_to_who_handled_them(monkeypatch):
-    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    before = [signal.getsignal(number) for number in numbers]
-    stop = util.StopRequest()
-    stop.listen()
-    assert [signal.getsignal(number) for number in numbers] != before
-    stop.forget()
-    assert [signal.getsignal(number) for number in numbers] == before
