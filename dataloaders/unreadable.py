@@ -4,8 +4,10 @@ A worker never raises for such a video: it reports it beside the batch, and the 
 The error then carries the path and the reason, no worker dies, and every rank can be told.
 """
 
+import csv
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from dataloaders.rawvideo_util import VideoReadError
 
@@ -86,3 +88,9 @@ class UnreadableVideos:
                 f"{MAX_UNREADABLE_SHARE:.0%} that --bad_videos skip passes over: {self.listing()}; "
                 "python -m scripts.check_data lists all of them"
             )
+
+
+def write_reasons(path: Path, rows: Iterable[tuple[str | Path, str]]) -> None:
+    """Write a csv with the columns path and reason; file names that are not UTF-8 keep their bytes."""
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        csv.writer(file).writerows([("path", "reason"), *rows])

@@ -6,7 +6,6 @@ copies that are complete and of the same settings are kept.
 """
 
 import argparse
-import csv
 import heapq
 import os
 import socket
@@ -25,6 +24,7 @@ from tqdm import tqdm
 from dataloaders.annotations import VIDEO_EXTENSIONS, first_names, require_path, walk_files
 from dataloaders.frame_cache import remove_abandoned
 from dataloaders.rawvideo_util import RawVideoExtractor, VideoReadError
+from dataloaders.unreadable import write_reasons
 from dataloaders.video_decoding import VideoReader
 from dataloaders.worker_pool import ProcessDied, available_cores, run_tasks
 from scripts.check_data.data_files import LOSS_TOLERANCE, promised_end
@@ -223,12 +223,6 @@ def compress_all(jobs: list[tuple[Path, Path]], fps: int, size: int, processes: 
     return {outcome: sorted(sources) for outcome, sources in outcomes.items()}
 
 
-def write_failures(path: Path, failures: list[tuple[Path, str]]) -> None:
-    """A csv with the columns path and reason; without a row where there are no failures."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("path", "reason"), *failures])
-
-
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -253,7 +247,7 @@ def main(argv: list[str] | None = None) -> None:
         for folder in {target.parent for _, target in jobs}:
             remove_abandoned(folder, f".*{UNFINISHED_SUFFIX}")
         outcomes = compress_all(jobs, args.fps, args.size, args.num_workers)
-        write_failures(args.output_root / FAILURES_FILE, outcomes["failed"])
+        write_reasons(args.output_root / FAILURES_FILE, outcomes["failed"])
     except (OSError, ValueError) as error:
         sys.exit(f"compress_videos: {error}")
     except KeyboardInterrupt:

@@ -27,11 +27,11 @@ import numpy as np
 
 from dataloaders.annotation_files import read_text
 from dataloaders.annotations import require_path
-from dataloaders.worker_pool import available_cores
 from modules.whole_files import atomic_write
-from video_search.encoder import Encoder, UnreadableFile
+from video_search.encoder import Encoder
 from video_search.encoder_flags import add_encoder_flags, given_flags
 from video_search.indexing import find_files
+from video_search.reading import UnreadableFile, add_num_workers, check_num_workers
 from video_search.vectors import VideoVectors
 
 
@@ -94,18 +94,14 @@ def build_parser() -> argparse.ArgumentParser:
     wanted.add_argument("--videos", nargs="+", metavar="PATH", help="files, and folders of videos")
     wanted.add_argument("--texts", metavar="FILE", help="one text per line")
     parser.add_argument("--output", type=Path, required=True, help="the .npz file to write")
-    parser.add_argument(
-        "--num_workers", type=int, default=available_cores(),
-        help="processes that decode, one per core if not given; 0: in this process",
-    )  # fmt: skip
+    add_num_workers(parser)
     add_encoder_flags(parser)
     return parser
 
 
 def embed(args: argparse.Namespace) -> None:
     """Write the file that the flags ask for; ValueError where no video can be read."""
-    if args.num_workers < 0:
-        raise ValueError(f"--num_workers {args.num_workers} must not be negative")
+    check_num_workers(args.num_workers)
     if args.output.suffix != ".npz":
         raise ValueError(f"--output {args.output} must end in .npz")
     if not args.output.parent.is_dir():

@@ -5,24 +5,18 @@ on where it was interrupted. Files that cannot be read are listed at the end, an
 """
 
 import argparse
-import csv
 from pathlib import Path
 
-from dataloaders.worker_pool import available_cores
-from video_search.encoder import Encoder, UnreadableFile
+from dataloaders.unreadable import write_reasons
+from video_search.encoder import Encoder
 from video_search.encoder_flags import add_encoder_flags, given_flags
 from video_search.index_writer import UNREADABLE_FILE
 from video_search.indexing import Summary, update
+from video_search.reading import UnreadableFile, add_num_workers, check_num_workers
 from video_search.store_flags import add_store_flags, open_store_for_writing
 from video_search.stores import WritableStore
 
 BAD_FILES_SHOWN = 20
-
-
-def write_bad_files(path: Path, bad: list[UnreadableFile]) -> None:
-    """A csv with the columns path and reason; names that are no text keep their bytes."""
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        csv.writer(file).writerows([("path", "reason"), *((one.path, one.reason) for one in bad)])
 
 
 def describe(summary: Summary, store: WritableStore) -> str:
@@ -51,10 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", metavar="FOLDER", help="videos, in subfolders too")
     add_store_flags(parser)
-    parser.add_argument(
-        "--num_workers", type=int, default=available_cores(),
-        help="processes that decode, one per core if not given; 0: in this process",
-    )  # fmt: skip
+    add_num_workers(parser)
     parser.add_argument("--moved", action="store_true", help="the videos of the index now lie below FOLDER")
     parser.add_argument("--retry_bad", action="store_true", help="read bad files again that did not change")
     add_encoder_flags(parser)
@@ -63,8 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def index(args: argparse.Namespace) -> None:
     """Update the index that the flags name, and say what was done."""
-    if args.num_workers < 0:
-        raise ValueError(f"--num_workers {args.num_workers} must not be negative")
+    check_num_workers(args.num_workers)
     if not Path(args.folder).is_dir():  # said before a store is made and weights are fetched
         raise NotADirectoryError(f"{args.folder} is no folder of videos")
     store = open_store_for_writing(args)
@@ -73,7 +63,7 @@ def index(args: argparse.Namespace) -> None:
         summary = update(store, args.folder, encoder, args.num_workers, args.moved, args.retry_bad, progress=True)
         store.compact()
         if store.directory is not None:
-            write_bad_files(store.directory / UNREADABLE_FILE, summary.bad)
+            write_reasons(store.directory / UNREADABLE_FILE, [(one.path, one.reason) for one in summary.bad])
         show_bad_files(summary.bad)
         print(describe(summary, store))
     finally:

@@ -46,7 +46,7 @@ ALLOWED_IMPORTS = {
     "video_search.web": {"video_search.web", "dataloaders.rawvideo_util"},
     "scripts": LIBRARIES | {"scripts", "engine", "video_search"},
     "scripts.embed": {"dataloaders", "modules.whole_files", "video_search"},
-    "scripts.index": {"dataloaders.worker_pool", "video_search"},
+    "scripts.index": {"dataloaders.unreadable", "video_search"},
     "scripts.search": {"dataloaders.rawvideo_util", "video_search"},
     "scripts.serve": {"video_search"},
     "scripts.show_wti": LIBRARIES | {"scripts", "engine", "main_task_retrieval"},  # whose model it loads

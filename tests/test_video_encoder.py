@@ -16,7 +16,9 @@ from modules.tokenization_clip import END_TOKEN, START_TOKEN
 from scripts.miniature.msrvtt import write_mini_msrvtt
 from tests.helpers.search_cases import write_checkpoint
 from video_search import encoder as encoder_module
-from video_search.encoder import Encoder, UnreadableFile
+from video_search import reading
+from video_search.encoder import Encoder
+from video_search.reading import UnreadableFile
 from video_search.vectors import VideoVectors
 
 TOKEN_HEADS = [("ti", "none"), ("wti", "none"), ("wti", "seqTransf")]
@@ -180,7 +182,7 @@ def test_processes_give_the_same_and_bad_files_their_reason(folder, files, tmp_p
         assert here[path] == beside[path]
         assert here[path].path == str(path)
         assert here[path].reason
-        assert here[path].may_pass == (path.name == "nothing.mp4")
+        assert here[path].is_transient == (path.name == "nothing.mp4")
     for file in files:
         np.testing.assert_allclose(here[file].frames, beside[file].frames, rtol=1e-4, atol=1e-6)
     assert dict(encoder.videos([], processes=2)) == {}
@@ -191,7 +193,7 @@ def test_a_crashing_decoder_is_a_bad_file(folder, files, monkeypatch):
         for task in tasks:
             yield task, ProcessDied("killed by SIGSEGV") if task == files[1] else function(task)
 
-    monkeypatch.setattr(encoder_module, "run_tasks", run_tasks)
+    monkeypatch.setattr(reading, "run_tasks", run_tasks)
     results = dict(load(folder, ("meanP", "none")).videos(files[:3], processes=2))
     assert results[files[1]] == UnreadableFile(str(files[1]), "the process that read it was killed by SIGSEGV")
     assert [isinstance(results[file], VideoVectors) for file in files[:3]] == [True, False, True]

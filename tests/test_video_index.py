@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripts import index as index_script
+from dataloaders.unreadable import write_reasons
 from tests.helpers.search_cases import (
     FakeEncoder,
     check_index,
@@ -24,11 +24,11 @@ from tests.helpers.search_cases import encoder as encoder  # a fixture
 from tests.helpers.search_cases import made as made  # a fixture
 from tests.helpers.search_cases import videos as videos  # a fixture
 from video_search import index_writer
-from video_search.encoder import UnreadableFile
 from video_search.index_reader import IndexReader
 from video_search.index_writer import IndexWriter
 from video_search.indexing import update
 from video_search.local_store import LocalStore
+from video_search.reading import UnreadableFile
 from video_search.vectors import Query
 
 FORK = multiprocessing.get_context("fork")
@@ -83,7 +83,7 @@ def test_bad_files_are_tried_again_when_they_change(tmp_path, videos, encoder):
 def test_files_that_cannot_be_opened_are_tried_again(tmp_path, videos, encoder):
     index = tmp_path / "index"
     write_files(videos, {"a.mp4": "shut"})
-    failed = UnreadableFile("a.mp4", "Input/output error", may_pass=True)
+    failed = UnreadableFile("a.mp4", "Input/output error", is_transient=True)
     for _ in range(2):
         summary = run_update(index, videos, encoder)
         assert summary.bad == [failed]
@@ -108,7 +108,7 @@ def test_a_folder_that_cannot_be_read_keeps_its_videos(made, videos, encoder, mo
         patch.setattr(os, "scandir", partial(scan, shut="deep"))
         summary = run_update(made, videos, encoder)
     assert counts(summary) == (0, 0, 1, 6, 1)
-    assert summary.bad == [UnreadableFile("deep", "this folder cannot be read: Permission denied", may_pass=True)]
+    assert summary.bad == [UnreadableFile("deep", "this folder cannot be read: Permission denied", is_transient=True)]
     assert counts(run_update(made, videos, encoder)) == (0, 0, 0, 6, 0)
     assert encoder.calls_since() == []
     check_index(made, videos)
@@ -185,7 +185,7 @@ def test_names_of_all_kinds_and_links(tmp_path, encoder):
     assert (bad.path, "UTF-8" in bad.reason) == ("caf\udce9.mp4", True)
     assert set(IndexReader.open(index).paths) == {*names, "link.mp4", "linked/far.mp4"}
     check_index(index, folder)
-    index_script.write_bad_files(tmp_path / "bad.csv", summary.bad)
+    write_reasons(tmp_path / "bad.csv", [(bad.path, bad.reason)])
     assert b"caf\xe9.mp4," in (tmp_path / "bad.csv").read_bytes()
 
 

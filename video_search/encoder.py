@@ -7,8 +7,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,9 +15,9 @@ import torch
 from tqdm import tqdm
 
 from dataloaders.annotations import SURROGATE
-from dataloaders.rawvideo_util import RawVideoExtractor, VideoReadError
+from dataloaders.rawvideo_util import RawVideoExtractor
 from dataloaders.retrieval_dataset import pad_ids, with_special_tokens
-from dataloaders.worker_pool import ProcessDied, available_cores, run_tasks
+from dataloaders.worker_pool import available_cores
 from modules.checkpoint import check_evaluable
 from modules.clip_weights import describe_clip, read_state_dict
 from modules.configuration import POOLED_HEADERS, CLIP4ClipConfig
@@ -30,23 +28,14 @@ from modules.module_clip import trim_padding
 from modules.token_interaction import PackedTokens, pack_tokens, unit_vectors
 from modules.tokenization_clip import SimpleTokenizer
 from video_search.encoder_flags import FLAGS, resolve_flags
+from video_search.reading import UnreadableFile, read_videos
 from video_search.vectors import Query, VideoVectors
 
 MAX_CHARACTERS = 20_000
 FRAMES_AT_ONCE = 192  # 16 videos of 12 frames: enough to keep a GPU busy, and 2 GB at most for the largest CLIP
 TEXTS_AT_ONCE = 64
-PRELOAD = ("video_search.encoder",)  # what takes the time of importing a command that reads videos
 # What an index remembers and its vectors do not depend on: places of files, and the length of queries.
 NOT_OF_VIDEOS = ("init_model", "pretrained_clip_name", "max_words")
-
-
-@dataclass(frozen=True)
-class UnreadableFile:
-    """In the place of vectors: a file that gives no frames, and why."""
-
-    path: str
-    reason: str
-    may_pass: bool = False  # the file could not be opened, such as on a disk that fails or without permission
 
 
 class Encoder:
@@ -116,7 +105,9 @@ class Encoder:
         """
         waiting: list[tuple] = []
         at_once = max(1, FRAMES_AT_ONCE // self.config.max_frames)
-        results = self._read_videos(paths, available_cores() if processes is None else processes)
+        processes = available_cores() if processes is None else processes
+        sampling = self.config.max_frames, self.settings["slice_framepos"]
+        results = read_videos(paths, self.extractor, *sampling, processes)
         for path, result in tqdm(results, total=len(paths), unit="video", disable=not progress):
             if isinstance(result, UnreadableFile):
                 yield path, result
@@ -134,21 +125,6 @@ class Encoder:
         frames, mask = padded(videos.frames, videos.counts, int(videos.counts.max(initial=1)))
         sentence = torch.from_numpy(query.vectors).unsqueeze(0).to(self.device)
         return self.model.score(sentence, frames.to(self.device), None, mask.to(self.device))[0].cpu().numpy()
-
-    def _read_videos(self, paths: Sequence, processes: int) -> Iterator[tuple[Any, tuple | UnreadableFile]]:
-        read = partial(
-            read_video,
-            extractor=self.extractor,
-            max_frames=self.config.max_frames,
-            slice_framepos=self.settings["slice_framepos"],
-        )
-        if processes == 0:
-            yield from ((path, read(path)) for path in paths)
-            return
-        for path, result in run_tasks(read, paths, processes, PRELOAD):
-            if isinstance(result, ProcessDied):
-                result = UnreadableFile(str(path), f"the process that read it was {result.reason}")
-            yield path, result
 
     def _encode_waiting(self, waiting: list[tuple]) -> Iterator[tuple[Any, VideoVectors]]:
         paths, frames, seconds = zip(*waiting, strict=True)
@@ -210,16 +186,6 @@ def as_query(video: VideoVectors) -> Query:
     """One video as an example."""
     names = tuple(f"{second:.1f} s" for second in video.seconds)
     return Query(video.frames, video.weights, video.pooled[0], float(video.floors[0]), names, is_video=True)
-
-
-def read_video(
-    path, extractor: RawVideoExtractor, max_frames: int, slice_framepos: int
-) -> tuple[np.ndarray, np.ndarray] | UnreadableFile:
-    """Frames (L,3,S,S) uint8 as filmed and their seconds (L,); or why there are none."""
-    try:
-        return extractor.read_frames_with_times(path, max_frames, slice_framepos)
-    except VideoReadError as error:
-        return UnreadableFile(str(path), error.reason, may_pass=isinstance(error.__cause__, OSError))
 
 
 def padded(rows: np.ndarray, counts: np.ndarray, length: int) -> tuple[torch.Tensor, torch.Tensor]:

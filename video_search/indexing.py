@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dataloaders.annotations import SURROGATE, VIDEO_EXTENSIONS, require_path, walk_files
-from video_search.encoder import Encoder, UnreadableFile
+from video_search.encoder import Encoder
+from video_search.reading import UnreadableFile
 from video_search.stores import FileState, Store, WritableStore
 from video_search.vectors import VideoVectors
 
@@ -103,7 +104,7 @@ def put(store: WritableStore, path: str, state: FileState, result: VideoVectors 
     """Put what became of a file."""
     if not isinstance(result, UnreadableFile):
         store.put(path, state, result)
-    elif result.may_pass:
+    elif result.is_transient:
         store.remove(path)  # unknown, and so tried again
     else:
         store.put(path, replace(state, reason=result.reason), None)
@@ -129,7 +130,7 @@ def find_files(folder: Path) -> Listing:
         path = os.path.relpath(error.filename, folder)
         if path == os.curdir:
             raise error
-        bad.append(UnreadableFile(path, f"this folder cannot be read: {error.strerror}", may_pass=True))
+        bad.append(UnreadableFile(path, f"this folder cannot be read: {error.strerror}", is_transient=True))
         unread_folders.append(os.path.join(path, ""))
 
     for entry in walk_files(folder, note_unread):

@@ -11,9 +11,9 @@ import torch
 from modules.modeling import CLIP4Clip
 from scripts.miniature.tiny_clip import tiny_clip_state_dict
 from video_search import indexing
-from video_search.encoder import UnreadableFile
 from video_search.index_reader import IndexReader
 from video_search.index_writer import IndexWriter
+from video_search.reading import UnreadableFile
 from video_search.vectors import VideoVectors
 
 WIDTH = 8
@@ -49,7 +49,7 @@ class FakeEncoder:
             self.calls.append(Path(path).name)
             content = Path(path).read_bytes()
             if content.startswith(b"shut") and self.is_disk_broken:
-                yield path, UnreadableFile(path, "Input/output error", may_pass=True)
+                yield path, UnreadableFile(path, "Input/output error", is_transient=True)
             elif content.startswith(b"bad"):
                 yield path, UnreadableFile(path, "no video")
             else:
