@@ -7,18 +7,10 @@ from pathlib import Path
 
 import torch
 
+from engine.flags import FLAGS
 from modules.whole_files import text_sha256
 
 REPOSITORY = Path(__file__).parent.parent
-
-FLAGS_THAT_DECIDE_NO_NUMBER = (
-    "output_dir", "cache_dir", "n_display", "num_thread_reader", "frame_cache", "batch_size_val", "local_rank",
-    "resume", "save_steps", "keep_last", "task_type", "loose_type", "do_eval", "do_pretrain", "do_lower_case",
-    "use_mil", "sampled_use_mil", "fp16", "fp16_opt_level", "lr_decay", "video_dim", "margin", "hard_negative_rate",
-    "negative_weighting", "n_pair", "n_gpu", "world_size", "rank", "text_num_hidden_layers",
-    "visual_num_hidden_layers", "unread_flags",
-)  # fmt: skip
-DATA_FLAGS = ("train_csv", "val_csv", "data_path", "features_path")
 
 
 def provenance(args, processes: int) -> dict:
@@ -43,8 +35,10 @@ def decisive_flags(args, processes: int) -> dict:
 
     Data files and a file of CLIP weights count by their names, so that they may lie anywhere.
     """
-    flags = {name: value for name, value in vars(args).items() if name not in FLAGS_THAT_DECIDE_NO_NUMBER}
-    flags |= {name: Path(flags[name]).name for name in DATA_FLAGS if flags.get(name)}
+    no_numbers = {"unread_flags", *(flag.name for flag in FLAGS.values() if not flag.decides_numbers)}
+    flags = {name: value for name, value in vars(args).items() if name not in no_numbers}
+    data_paths = [flag.name for flag in FLAGS.values() if flag.names_data and flags.get(flag.name)]
+    flags |= {name: Path(flags[name]).name for name in data_paths}
     if Path(args.pretrained_clip_name).is_file():
         flags["pretrained_clip_name"] = Path(args.pretrained_clip_name).name
     if args.do_train:

@@ -6,7 +6,7 @@ The README holds them between two marker lines; `--write README.md` puts them th
 import argparse
 from pathlib import Path
 
-from engine.arguments import build_parser
+from engine.arguments import build_parser, has_default
 
 FIRST_LINE = "<!-- flags: written by scripts/flag_tables.py -->"
 LAST_LINE = "<!-- end of flags -->"
@@ -33,9 +33,7 @@ def default(action: argparse.Action) -> str:
     """What the flag is when it is not given."""
     if action.required:
         return "required"
-    if action.default in (None, False, ""):
-        return ""
-    return f"`{action.default}`"
+    return f"`{action.default}`" if has_default(action.default) else ""
 
 
 def meaning(action: argparse.Action) -> str:

@@ -60,7 +60,7 @@ PURE_CALLS = {
     "dataclass", "field", "contextmanager", "property", "cache", "staticmethod", "classmethod", "record",
     "torch.no_grad",
     "Field", "Query",  # what video_search.web.app says of a parameter's range
-    "Flag",  # a row of video_search.encoder_flags
+    "Flag", "sorted", "', '.join", "FLAG_GROUPS.values",  # the table of flags in engine.flags
     "polygon", "star_polygon", "cross_polygon", "_loaders",
 }  # fmt: skip
 

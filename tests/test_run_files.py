@@ -11,7 +11,8 @@ import pytest
 from dataloaders.annotations import Annotations, Caption
 from engine import provenance, run_files
 from engine.arguments import build_parser, get_args
-from engine.provenance import DATA_FLAGS, FLAGS_THAT_DECIDE_NO_NUMBER, configuration_hash
+from engine.flags import FLAGS
+from engine.provenance import configuration_hash
 from engine.run_files import Ranking, RunRecord, read_metrics, read_ranks
 
 TEXT_TO_VIDEO = Ranking.of(
@@ -223,11 +224,35 @@ def test_a_file_of_clip_weights_counts_by_its_name(tmp_path):
     assert hash_of("ViT-B/32") != hash_of("32")  # no file of this name is here
 
 
-def test_every_flag_left_out_of_the_hash_exists():
-    known = {action.dest for action in build_parser()._actions} | {"unread_flags"}
-    assert set(FLAGS_THAT_DECIDE_NO_NUMBER) | set(DATA_FLAGS) <= known
+@pytest.mark.parametrize(
+    ("flags", "processes", "expected"),
+    [
+        ("--do_train --output_dir x", 1, "23b63fd32b77673d4c77b519d060800eae1d86fd1aae26ad245f6c41f0139dd7"),
+        (
+            "--do_eval --output_dir y --init_model m.bin --sim_header wti --max_words 32 --max_frames 12 "
+            "--slice_framepos 2",
+            1,
+            "0026065c9d56e167a1a9a1b768c3387e7ede05fa48f52f5721495e04659a5a60",
+        ),
+        (
+            "--do_train --output_dir x --sim_header wti --data_path a/b.json --features_path /v/w --cdcr 3 "
+            "--save_steps 5 --fp16 --frame_cache c --frame_cache_format jpeg --bad_videos skip",
+            4,
+            "5c898a30391a870c29a196548d802056263c66b3698e93490930af3990151cc6",
+        ),
+    ],
+)
+def test_the_hash_of_a_configuration_stays(flags, processes, expected):
+    """Computed at commit 4c10ad0: metrics.json files of different versions can be compared."""
+    assert configuration_hash(get_args(flags.split()), processes) == expected
+
+
+def test_flags_that_nothing_reads_decide_nothing():
+    parsers_flags = {action.dest for action in build_parser()._actions if action.dest != "help"}
+    assert parsers_flags == FLAGS.keys()
     unread = {action.dest for action in build_parser()._actions if type(action).__name__ == "UnreadFlag"}
-    assert unread <= set(FLAGS_THAT_DECIDE_NO_NUMBER)
+    assert unread == {name for name, flag in FLAGS.items() if not flag.is_read}
+    assert not any(FLAGS[name].decides_numbers for name in unread)
 
 
 def test_code_version_never_fails(tmp_path, monkeypatch):

@@ -18,12 +18,13 @@ from dataloaders.data_dataloaders import DATALOADER_DICT, READERS
 from dataloaders.frame_cache import FrameCache
 from dataloaders.rawvideo_util import RawVideoExtractor
 from dataloaders.worker_pool import ProcessDied, available_cores, run_tasks
-from engine.arguments import add_data_flags
+from engine.arguments import DefaultsHelpFormatter, add_flags
+from engine.flags import DATA_FLAGS, check_minimums
 from modules.tokenization_clip import SimpleTokenizer
 from scripts.check_data.data_files import hash_file, read_file
 from scripts.check_data.data_report import FileFacts, Report, Span, Split, evaluation_failure, write_problems
 
-PRELOAD = ("arguments", "modules.tokenization_clip")  # what takes the time of importing this file
+PRELOAD = ("engine.arguments", "modules.tokenization_clip")  # what takes the time of importing this file
 PROBLEMS_FILE = "data_problems.csv"
 HISTOGRAMS_FILE = "data_histograms.png"
 
@@ -114,16 +115,15 @@ def make_folder(folder: Path) -> None:
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Raise ValueError where a number of the command line makes no sense."""
-    for name in ("max_words", "max_frames", "feature_framerate", "image_size", "num_thread_reader"):
+    check_minimums(args, DATA_FLAGS)
+    for name in ("image_size", "num_thread_reader"):  # no video is read in this process: it may crash its decoder
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} {getattr(args, name)} must be at least 1")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    add_data_flags(parser.add_argument_group("data"))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=DefaultsHelpFormatter)
+    add_flags(parser.add_argument_group("data"), DATA_FLAGS)
     parser.add_argument("--output_dir", type=Path, required=True, help="folder of the report")
     parser.add_argument(
         "--image_size", type=int, default=224, help="pixels of the frames in the cache: 336 for ViT-L/14@336px"
