@@ -12,9 +12,9 @@ from dataloaders.data_dataloaders import DATALOADER_DICT
 from modules.checkpoint import model_path
 from scripts.miniature.msrvtt import MiniMsrvtt, write_mini_msrvtt
 from scripts.miniature.tiny_clip import tiny_clip_state_dict
-from scripts.result_lines import last_results
 from tests.helpers.launch import REPOSITORY
 from tests.helpers.miniatures import WRITERS, read_clips, write_miniature
+from tests.helpers.results import results_of
 from tests.test_recipes import run_script
 
 pytestmark = pytest.mark.slow
@@ -61,7 +61,7 @@ def test_a_miniature_trains_and_its_checkpoint_repeats_the_numbers(mini, model_f
     main_task_retrieval.main([*TRAIN_FLAGS, "--output_dir", str(tmp_path / "train"), *flags])
     evaluation = ["--do_eval", "--output_dir", str(tmp_path / "eval"), *flags]
     main_task_retrieval.main([*evaluation, "--init_model", str(model_path(tmp_path / "train", 0))])
-    assert last_results(tmp_path / "eval" / "log.txt") == last_results(tmp_path / "train" / "log.txt")
+    assert results_of(tmp_path / "eval") == results_of(tmp_path / "train")
 
     log = (tmp_path / "train" / "log.txt").read_text()
     videos, captions, steps, test_videos, test_captions = COUNTS[data_type]
@@ -88,11 +88,11 @@ def test_a_data_sets_own_scripts(mini, model_flags, tmp_path, data_type):
     checkpoint = {"CHECKPOINT": "train/pytorch_model.bin.0", "SIM_HEADER": "meanP"}
     evaluated = run_script(f"eval_{data_type}", *small, OUTPUT="eval", **checkpoint, **settings)
     assert evaluated.returncode == 0, evaluated.stderr
-    results = last_results(tmp_path / "eval" / "log.txt")
-    assert results == last_results(tmp_path / "train" / "log.txt")
+    results = results_of(tmp_path / "eval")
+    assert results == results_of(tmp_path / "train")
     for run in (trained, evaluated):
         row = next(line for line in run.stdout.splitlines() if line.startswith("| this run"))
-        assert all(f" {number} " in row for number in (*results[0], *results[1]))
+        assert all(f" {numbers[name]:.1f} " in row for numbers in results for name in ("R1", "R5", "R10", "MdR", "MnR"))
 
 
 def test_the_example_of_the_readme(mini, model_flags, tmp_path, monkeypatch):

@@ -17,8 +17,8 @@ from dataloaders.rawvideo_util import RawVideoExtractor
 from engine.run_files import RunRecord, read_metrics, read_ranks
 from modules.checkpoint import model_path, optimizer_path
 from scripts.miniature.tiny_clip import tiny_clip_state_dict
-from scripts.result_lines import last_results
 from tests.helpers.launch import REPOSITORY, launcher, run_python
+from tests.helpers.results import results_of
 from tests.helpers.tiny_run import data_flags, write_tiny_run
 from tests.test_modeling import HEADS
 
@@ -51,7 +51,7 @@ def test_every_head_trains_and_its_checkpoint_repeats_the_numbers(folder, tmp_pa
     flags = ["--sim_header", head, "--agg_module", agg_module, "--linear_patch", linear_patch]
     main_task_retrieval.main(train_flags(folder, tmp_path / "train", *flags))
     main_task_retrieval.main(eval_flags(folder, tmp_path / "eval", model_path(tmp_path / "train", 1), *flags))
-    assert last_results(tmp_path / "eval" / "log.txt") == last_results(tmp_path / "train" / "log.txt")
+    assert results_of(tmp_path / "eval") == results_of(tmp_path / "train")
 
 
 def test_files_and_log_lines_are_clip4clips(folder, tmp_path):
@@ -91,7 +91,7 @@ def test_two_processes_and_numbers_that_depend_on_neither_processes_nor_batch(fo
     flags = train_flags(folder, output, "--sim_header", "wti", "--agg_module", "seqTransf", "--expand_msrvtt_sentences")
     finished = run_python(*launcher(launch, 2), "main_task_retrieval.py", *flags)
     assert finished.returncode == 0, finished.stderr
-    results = last_results(output / "log.txt")
+    results = results_of(output)
     assert "(2 processes x 1 accumulation steps x 6 pairs), each scored against 12 candidates" in log_of(output)
     assert log_of(output).count("Epoch 2/2 Finished") == 1  # one process writes
     for processes, batch_size in evaluations:
@@ -103,7 +103,7 @@ def test_two_processes_and_numbers_that_depend_on_neither_processes_nor_batch(fo
             "--batch_size_val", batch_size,
         )  # fmt: skip
         assert finished.returncode == 0, finished.stderr
-        assert last_results(evaluated / "log.txt") == results
+        assert results_of(evaluated) == results
 
 
 def test_resume_goes_on_with_the_next_epoch(folder, tmp_path):
@@ -144,7 +144,7 @@ def test_half_precision_recipe_keeps_weights_and_moments_in_half(folder, tmp_pat
     assert moments.count(torch.float16) == 2 * len(halves)
     flags = ["--sim_header", "wti", "--precision", "clip_fp16"]
     main_task_retrieval.main(eval_flags(folder, tmp_path / "eval", model_path(tmp_path / "train", 1), *flags))
-    assert last_results(tmp_path / "eval" / "log.txt") == last_results(tmp_path / "train" / "log.txt")
+    assert results_of(tmp_path / "eval") == results_of(tmp_path / "train")
 
 
 def losses_of(output: Path) -> list[float]:
@@ -170,7 +170,7 @@ def test_other_ways_to_the_same_training(folder, tmp_path, flags, tolerance):
     precision = [] if "--precision" not in flags else flags[:2]
     checkpoint = model_path(tmp_path / "other", 1)
     main_task_retrieval.main(eval_flags(folder, tmp_path / "eval", checkpoint, *head, *precision))
-    assert last_results(tmp_path / "eval" / "log.txt") == last_results(tmp_path / "other" / "log.txt")
+    assert results_of(tmp_path / "eval") == results_of(tmp_path / "other")
     if precision:
         activations = {"bf16": "bfloat16", "fp16": "float16"}[precision[1]]
         assert f"moments in float32, the encoders' activations in {activations}, " in log_of(tmp_path / "other")
@@ -384,7 +384,7 @@ def test_real_clips_are_learned(real_clips, tmp_path, monkeypatch):
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr
     print(log_of(tmp_path / "train")[-1500:])
-    results = last_results(tmp_path / "eval" / "log.txt")
-    assert results == last_results(tmp_path / "train" / "log.txt")
-    assert float(results[0][0]) >= 95
-    assert float(results[1][0]) >= 95
+    results = results_of(tmp_path / "eval")
+    assert results == results_of(tmp_path / "train")
+    assert results[0]["R1"] >= 95
+    assert results[1]["R1"] >= 95

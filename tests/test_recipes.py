@@ -16,7 +16,7 @@ from scripts.miniature.msrvtt import write_mini_msrvtt
 from scripts.miniature.tiny_clip import tiny_clip_state_dict
 from scripts.recipes.recipe_table import main as print_table
 from scripts.recipes.recipe_table import table
-from scripts.result_lines import last_results
+from tests.helpers.results import results_of, write_results
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCRIPTS = REPOSITORY / "scripts" / "recipes"
@@ -215,7 +215,7 @@ def test_evaluation_needs_the_checkpoint_and_its_head(absent):
 
 @pytest.mark.parametrize("flags", [["--output_dir", "x"], ["--output_dir=x"], ["--epochs", "1", "--out", "x"]])
 def test_the_output_folder_is_a_setting(flags):
-    """With the flag, the closing table would read the log of another run."""
+    """With the flag, the closing table would read the results of another run."""
     finished = run_script("clip4clip_msrvtt_meanP", *flags, DATA_PATH="/data", DRY_RUN=1, NPROC=1)
     assert (finished.returncode, finished.stdout) == (2, "")
     assert "clip4clip_msrvtt_meanP.sh: use OUTPUT=FOLDER instead of --out" in finished.stderr
@@ -230,42 +230,31 @@ def test_bad_number_of_processes(processes):
 
 # ---- the table ---------------------------------------------------------------------------------------------------
 
-LOG = """\
-01/01/2026 00:00:10 - INFO -   \t>>>  R@1: 1.0 - R@5: 2.0 - R@10: 3.0 - Median R: 4.0 - Mean R: 5.0
-01/01/2026 00:00:10 - INFO -   \t>>>  V2T$R@1: 6.0 - V2T$R@5: 7.0 - V2T$R@10: 8.0 - V2T$Median R: 9.0 - V2T$Mean R: 10.0
-01/01/2026 00:00:10 - INFO -   The best model is: out/pytorch_model.bin.0, the R1 is: 1.0000 (epoch picked on the test)
-"""
-
 
 def cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
 def test_table_keeps_published_and_this_run_apart(tmp_path):
-    (tmp_path / "log.txt").write_text(LOG)
+    best = {"epoch": 0, "checkpoint": "out/pytorch_model.bin.0", "R1": 1.0}
+    results = write_results(tmp_path, [1.04, 2.0, 3.0, 3.5, 4.0, 5.06], [6.0, 7.0, 8.0, 8.5, 9.0, 10.0], best)
     published = [["WTI", "DRL's README", "46.6/73.4/83.5/2/13.0", ""]]
-    header, _, theirs, ours, note, picked = table(published, tmp_path / "log.txt").splitlines()
+    header, _, theirs, ours, note, picked = table(published, tmp_path).splitlines()
     assert cells(theirs) == ["published", "WTI", "46.6", "73.4", "83.5", "2", "13.0", *"-----", "DRL's README"]
     assert cells(ours) == [
-        "this run", "last evaluation", "1.0", "2.0", "3.0", "4.0", "5.0", "6.0", "7.0", "8.0", "9.0", "10.0",
-        str(tmp_path / "log.txt"),
+        "this run", "last evaluation", "1.0", "2.0", "3.0", "4.0", "5.1", "6.0", "7.0", "8.0", "9.0", "10.0",
+        str(results),
     ]  # fmt: skip
     assert len({len(line) for line in (header, theirs, ours)}) == 1
     assert note.startswith("-: no figure")
-    assert picked.startswith("this run: The best model is: out/pytorch_model.bin.0")
+    assert picked == (
+        "this run: best epoch 0, text-to-video R@1 1.0 on the test split, which picked it: out/pytorch_model.bin.0"
+    )
 
 
-def test_table_reads_the_last_run_of_a_log(tmp_path):
-    """A log is appended to: an evaluation after a training picks nothing, a failed run has no result."""
-    log = tmp_path / "log.txt"
-    start = "01/01/2026 00:00:20 - INFO -   Effective parameters:\n"
-    evaluation = "".join(LOG.replace("R@1: 1.0", "R@1: 1.5").splitlines(keepends=True)[:2])
-    log.write_text(start + LOG + start + evaluation)
-    assert [results[0] for results in last_results(log)] == ["1.5", "6.0"]
-    assert "model is" not in table([["WTI", "DRL's README", "", ""]], log)
-    log.write_text(start + LOG + start)
-    with pytest.raises(ValueError, match="log.txt holds no result"):
-        last_results(log)
+def test_an_evaluation_alone_picks_nothing(tmp_path):
+    write_results(tmp_path, [1.5] * 6, [6.0] * 6)
+    assert "picked" not in table([["WTI", "DRL's README", "", ""]], tmp_path)
 
 
 def test_table_before_the_run_has_no_row_of_ours(capsys):
@@ -280,11 +269,11 @@ def test_a_row_without_figures_points_to_its_source():
     assert cells(row) == ["published", "tightTransf", *"----------", "see the paper"]
 
 
-def test_bad_figures_and_a_missing_log_are_errors(tmp_path):
+def test_bad_figures_and_a_run_without_results_are_errors(tmp_path):
     with pytest.raises(SystemExit, match="recipe_table: figures are .*46.6/73.4"):
         print_table(["--published", "WTI", "DRL", "46.6/73.4", ""])
-    with pytest.raises(SystemExit, match="recipe_table: .*log.txt"):
-        print_table(["--published", "WTI", "DRL", "", "", "--log", str(tmp_path / "log.txt")])
+    with pytest.raises(SystemExit, match=f"recipe_table: {tmp_path} .*metrics.json"):
+        print_table(["--published", "WTI", "DRL", "", "", "--run", str(tmp_path)])
 
 
 @pytest.mark.parametrize("name", [name for name in ROWS if not name.startswith("eval_")])
@@ -327,20 +316,21 @@ def test_train_and_evaluate_a_miniature(tmp_path):
     before, after = trained.stdout.split("These figures were published by others", 1)
     theirs = next(line for line in before.splitlines() if line.startswith("| published |"))
     assert cells(theirs)[1:3] == ["WTI + seqTransf", "46.6"] and "this run  |" not in before
-    results = last_results(tmp_path / "out" / "log.txt")
+    results = results_of(tmp_path / "out")
+    numbers = [f"{direction[name]:.1f}" for direction in results for name in ("R1", "R5", "R10", "MdR", "MnR")]
     ours = next(line for line in after.splitlines() if line.startswith("| this run"))
-    assert cells(ours)[2:] == [*results[0], *results[1], "out/log.txt"]
-    assert "| published |" in after and "this run: The best model is: out/pytorch_model.bin.0" in after
+    assert cells(ours)[2:] == [*numbers, "out/metrics.json"]
+    assert "| published |" in after and "which picked it: out/pytorch_model.bin.0" in after
 
     evaluated = run_script(
         "eval_msrvtt", *small, NPROC=1, CHECKPOINT="out/pytorch_model.bin.0", SIM_HEADER="wti", AGG_MODULE="seqTransf",
         **settings,
     )  # fmt: skip
     assert evaluated.returncode == 0, evaluated.stderr
-    assert last_results(tmp_path / "ckpts" / "eval_msrvtt" / "log.txt") == results
+    assert results_of(tmp_path / "ckpts" / "eval_msrvtt") == results
     rows = [cells(line)[1] for line in evaluated.stdout.splitlines() if line.startswith("| published")]
     assert {"CLIP4Clip tightTransf", "zero-shot", "WTI + seqTransf + CDCR"} <= set(rows)
-    assert cells(evaluated.stdout.splitlines()[-2])[2:-1] == [*results[0], *results[1]]
+    assert cells(evaluated.stdout.splitlines()[-2])[2:-1] == numbers
 
 
 def test_a_failed_run_prints_no_table(tmp_path):

@@ -1,7 +1,7 @@
 """The table that ends the quickstart: `python -m scripts.miniature.quickstart_table RUN...`
 
-Each RUN is an `--output_dir` of training; `RUN-eval` beside it is that of the eval-only run of its last checkpoint,
-which must have repeated the last numbers of the training. Exits with an error where it has not.
+Each RUN is the `--output_dir` of a training; `RUN-eval` beside it is that of a separate evaluation of its last
+checkpoint, which must repeat the numbers of the last epoch exactly. Otherwise the command fails.
 """
 
 import argparse
@@ -10,41 +10,45 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-from scripts.result_lines import last_results
+from engine.run_files import DIRECTIONS, METRICS_FILE, read_metrics
 
 TIME_STAMP = "%m/%d/%Y %H:%M:%S"
+MEASURES = ("R1", "R5", "R10", "MdR", "MnR")  # keys of metrics.json
 
 
 def seconds_taken(log: Path) -> float:
-    """Seconds between the first and the last line of a log.txt."""
+    """Return the seconds between the first and the last time stamp of a log.txt."""
     lines = log.read_text(encoding="utf-8").splitlines()
     stamps = [line.split(" - ")[0] for line in lines if re.match(r"\d\d/\d\d/\d{4} ", line)]
+    if not stamps:
+        raise ValueError(f"{log} has no line with a time stamp")
     first, last = (datetime.strptime(stamp, TIME_STAMP) for stamp in (stamps[0], stamps[-1]))
     return (last - first).total_seconds()
 
 
 def table(runs: list[Path]) -> str:
-    """The rows of all runs in Markdown; ValueError where an eval-only run gave other numbers than the training."""
+    """Return a Markdown row for each run.
+
+    Raises:
+        OSError or ValueError: a result file is missing or damaged, or an evaluation differs from its training.
+    """
     lines = [
         "| head | text-to-video R@1 | R@5 | R@10 | MdR | MnR | video-to-text R@1 | R@5 | R@10 | MdR | MnR "
         "| train, s | eval, s |",
         "|---" * 13 + "|",
     ]
     for run in runs:
-        training, evaluation = run / "log.txt", run.with_name(run.name + "-eval") / "log.txt"
-        results = last_results(training)
-        if last_results(evaluation) != results:
-            raise ValueError(
-                f"{evaluation} gives {last_results(evaluation)}, the last epoch in {training} gave {results}"
-            )
-        cells = [
-            run.name,
-            *results[0],
-            *results[1],
-            f"{seconds_taken(training):.0f}",
-            f"{seconds_taken(evaluation):.0f}",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
+        evaluation = run.with_name(run.name + "-eval")
+        trained, evaluated = read_metrics(run), read_metrics(evaluation)
+        for direction in DIRECTIONS.values():
+            if evaluated[direction] != trained[direction]:
+                raise ValueError(
+                    f"{evaluation / METRICS_FILE}: {direction} is {evaluated[direction]}; the last epoch of "
+                    f"{run / METRICS_FILE} has {trained[direction]}"
+                )
+        numbers = [f"{trained[direction][name]:.1f}" for direction in DIRECTIONS.values() for name in MEASURES]
+        seconds = [f"{seconds_taken(folder / 'log.txt'):.0f}" for folder in (run, evaluation)]
+        lines.append("| " + " | ".join([run.name, *numbers, *seconds]) + " |")
     return "\n".join(lines)
 
 
@@ -56,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
         print(table(runs))
     except (OSError, ValueError) as error:
         sys.exit(f"quickstart_table: {error}")
-    print("The eval-only runs repeat the last epoch's numbers of the training exactly.")
+    print("The separate evaluations repeat the numbers of the last training epoch exactly.")
 
 
 if __name__ == "__main__":

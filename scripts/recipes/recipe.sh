@@ -110,7 +110,7 @@ default_videos() {
 # launch FLAGS: the published figures, the run, the published figures beside those of the run
 launch() {
     local output=${OUTPUT:-ckpts/$NAME} start=() flag
-    # the closing table reads the log of this folder; argparse takes abbreviations of the flag
+    # the closing table reads the results in this folder; argparse takes abbreviations of the flag
     for flag in "$@"; do
         case $flag in --o | --ou*) fail "use OUTPUT=FOLDER instead of $flag" ;; esac
     done
@@ -126,7 +126,7 @@ launch() {
     fi
     recipe_table
     "${command[@]}"
-    recipe_table --log "$output/log.txt"
+    recipe_table --run "$output"
 }
 
 recipe_table() {
