@@ -4,15 +4,11 @@ To add a data set, write its reader, `read_split(args, subset) -> Annotations`, 
 """
 
 import logging
-import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from itertools import islice
 
 import torch
-from torch.multiprocessing import _prctl_pr_set_pdeathsig
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, DistributedSampler, Subset, default_collate
+from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from dataloaders import (
     dataloader_activitynet_retrieval,
@@ -28,86 +24,10 @@ from dataloaders.frame_cache import FrameCache
 from dataloaders.rawvideo_util import RawVideoExtractor
 from dataloaders.retrieval_dataset import RetrievalDataset
 from dataloaders.subsets import ReadSplit, read_subset
-from dataloaders.unreadable import UnreadableVideo, UnreadableVideos
+from dataloaders.unreadable import UnreadableVideos
+from dataloaders.video_loader import EpochSampler, VideoLoader, build_loader
 
 logger = logging.getLogger(__name__)
-
-
-class EpochSampler(DistributedSampler):
-    """A DistributedSampler whose `set_epoch` reaches the data set too, and through it the workers.
-
-    `first` samples of the next pass are left out: a resumed run has seen them.
-    """
-
-    first = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        super().set_epoch(epoch)
-        self.dataset.set_epoch(epoch)
-
-    def __iter__(self) -> Iterator[int]:
-        first, self.first = self.first, 0
-        return islice(super().__iter__(), first, None)
-
-
-class VideoLoader:
-    """Batches with frames, read by worker processes that stay from epoch to epoch.
-
-    Iterating raises what `unreadable.report` raises: VideoReadError in this process with `--bad_videos fail`.
-
-    Attributes:
-        dataset: the `RetrievalDataset`, or this rank's share of its videos.
-        unreadable: the `UnreadableVideos` of the current pass, or of the last one.
-        seconds_waited: time since the start that this process has waited for batches.
-    """
-
-    def __init__(
-        self, dataset: Dataset, samples: Dataset, new_record: Callable[[], UnreadableVideos], *, batch_size: int,
-        num_workers: int, sampler=None, drop_last: bool = False, keep_workers: bool = False,
-    ):  # fmt: skip
-        self.dataset, self.sampler = dataset, sampler
-        self.batch_size, self.num_workers = batch_size, num_workers
-        self.new_record, self.unreadable = new_record, new_record()
-        self._unreadable_before: dict | None = None
-        self.seconds_waited = 0.0
-        self._loader = _build_loader(
-            samples, batch_size, num_workers, sampler=sampler, drop_last=drop_last, collate_fn=collate_reported,
-            persistent_workers=keep_workers and num_workers > 0,
-        )  # fmt: skip
-
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    def __iter__(self) -> Iterator[list[torch.Tensor]]:
-        self.unreadable = self.new_record()
-        if self._unreadable_before is not None:
-            self.unreadable.restore(self._unreadable_before)
-            self._unreadable_before = None
-        started = time.perf_counter()
-        for batch, found in self._loader:
-            self.unreadable.report(found)
-            self.seconds_waited += time.perf_counter() - started
-            yield batch
-            started = time.perf_counter()
-
-    def start_at(self, batch: int, unreadable: dict | None = None) -> None:
-        """The next pass leaves out this many batches; `unreadable` is the `UnreadableVideos.state` that they left."""
-        self.sampler.first = batch * self.batch_size
-        self._unreadable_before = unreadable
-
-    def videos_of_batch(self, batch: int) -> list[str]:
-        """The names of the items in a batch of the current epoch, as far as their videos could be read."""
-        whole = list(DistributedSampler.__iter__(self.sampler))
-        indices = whole[batch * self.batch_size : (batch + 1) * self.batch_size]
-        names = self.dataset.item_names()
-        return [names[self.dataset.item_of_sample(index)] for index in indices]
-
-
-def collate_reported(
-    samples: list[tuple[tuple, list[UnreadableVideo]]],
-) -> tuple[list[torch.Tensor], list[UnreadableVideo]]:
-    """The samples with a leading batch axis, and the unreadable videos met while they were read."""
-    return default_collate([sample for sample, _ in samples]), [video for _, found in samples for video in found]
 
 
 def build_train_loader(
@@ -190,7 +110,7 @@ def evaluation_loaders(
     videos = loader.dataset.videos_only()
     captions, videos = (Subset(view, range(*shard_bounds(len(view), rank, world_size))) for view in (captions, videos))
     sizes = {"batch_size": loader.batch_size, "num_workers": loader.num_workers}
-    return _build_loader(captions, **sizes), VideoLoader(videos, videos, loader.new_record, **sizes)
+    return build_loader(captions, **sizes), VideoLoader(videos, videos, loader.new_record, **sizes)
 
 
 def shard_bounds(length: int, rank: int, world_size: int) -> tuple[int, int]:
@@ -198,17 +118,6 @@ def shard_bounds(length: int, rank: int, world_size: int) -> tuple[int, int]:
     share, extra = divmod(length, world_size)
     first = rank * share + min(rank, extra)
     return first, first + share + (rank < extra)
-
-
-def prepare_worker(worker_id: int) -> None:
-    """Keeps a DataLoader worker to one thread: there are as many workers as cores are meant to be used.
-
-    Signals are for the process that reads the batches, which stops its workers when it has saved; without it they end.
-    """
-    _prctl_pr_set_pdeathsig(signal.SIGKILL)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    torch.set_num_threads(1)
 
 
 def _build_dataset(
@@ -232,19 +141,6 @@ def _build_extractor(args, image_resolution: int) -> RawVideoExtractor | FrameCa
     if not getattr(args, "frame_cache", None):
         return extractor
     return FrameCache(args.frame_cache, extractor, getattr(args, "frame_cache_format", "exact"))
-
-
-def _build_loader(dataset: Dataset, batch_size: int, num_workers: int, **settings) -> DataLoader:
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=prepare_worker,
-        # of its own: else the number of workers would decide how often the model's random numbers are advanced
-        generator=torch.Generator().manual_seed(0),
-        **settings,
-    )
 
 
 def _new_record(split: str, policy: str, dataset: RetrievalDataset) -> Callable[[], UnreadableVideos]:

@@ -36,6 +36,8 @@ ALLOWED_IMPORTS = {
     "dataloaders.unreadable": {"dataloaders.rawvideo_util"},
     "dataloaders.rawvideo_util": {"dataloaders.video_decoding"},
     "dataloaders.video_decoding": set(),
+    "dataloaders.video_loader": {"dataloaders.unreadable"},
+    "dataloaders.worker_pool": set(),
     "modules": {"modules"},
     "modules.distributed": set(),
     "modules.file_utils": {"modules.whole_files"},

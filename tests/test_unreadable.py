@@ -12,18 +12,13 @@ import pytest
 import torch
 
 import main_task_retrieval
-from dataloaders import data_dataloaders
+from dataloaders import video_loader
 from dataloaders.annotations import Annotations, Caption
-from dataloaders.data_dataloaders import (
-    DATALOADER_DICT,
-    EpochSampler,
-    VideoLoader,
-    evaluation_loader,
-    evaluation_loaders,
-)
+from dataloaders.data_dataloaders import DATALOADER_DICT, evaluation_loader, evaluation_loaders
 from dataloaders.rawvideo_util import VideoReadError
 from dataloaders.retrieval_dataset import RetrievalDataset
 from dataloaders.unreadable import TooManyUnreadableVideosError, UnreadableVideo, UnreadableVideos
+from dataloaders.video_loader import EpochSampler, VideoLoader
 from engine.run_files import read_metrics, read_ranks
 from tests.helpers.launch import launcher, run_python
 from tests.helpers.tiny_run import data_flags, write_tiny_run
@@ -221,7 +216,7 @@ def test_a_pass_that_goes_on_has_the_rest_of_the_samples_and_all_that_was_found(
 def test_waiting_is_the_time_of_the_loader_alone(monkeypatch):
     """A clock that ticks once for each look at it: one tick of waiting for each batch, one of computing."""
     ticks = iter(range(100))
-    monkeypatch.setattr(data_dataloaders.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(video_loader.time, "perf_counter", lambda: next(ticks))
     loader = evaluation_loader(numbered(6, unreadable=set()), batch_size=2)
     assert len(list(loader)) == 3
     assert loader.seconds_waited == 3
