@@ -15,7 +15,7 @@ from dataloaders.rawvideo_util import VideoReadError
 from video_search.search import Results, VideoSearch
 from video_search.store_flags import add_store_flags, open_store
 from video_search.vectors import Word
-from video_search.web.clips import shown
+from video_search.web.clips import display_path
 
 BEST_SECONDS = 3
 SENTENCE_TOKENS = ("[start]", "[end]")
@@ -49,7 +49,7 @@ def as_text(results: Results) -> str:
     lines = []
     for rank, hit in enumerate(results.hits, start=1):
         moments = ", ".join(map(clock, hit.best_seconds(BEST_SECONDS)))
-        lines.append(f"{rank:3}. {hit.score:.3f}  {shown(hit.path)}  at {moments}")
+        lines.append(f"{rank:3}. {hit.score:.3f}  {display_path(hit.path)}  at {moments}")
         if hit.words:
             lines.append(f"           {what_mattered(hit.words)}")
     lines.append(f"{results.scanned} videos scored in {results.seconds:.2f} s")
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     folder = Path(search.store.folder)
     if not folder.is_dir():
         moved = f"python -m scripts.index NEW_FOLDER --index {args.index} --moved"
-        print(f"the videos' folder {folder} is gone; where it has moved: {moved}", file=sys.stderr)
+        print(f"the videos' folder {folder} is missing; if it has moved: {moved}", file=sys.stderr)
     if results.notice:
         print(results.notice, file=sys.stderr)
     print(as_json(results, folder) if args.json else as_text(results))

@@ -50,9 +50,9 @@ def load_server():
 
         from video_search.web import app as web
     except ModuleNotFoundError as error:
-        if error.name not in ("fastapi", "starlette", "pydantic", "uvicorn"):
+        if error.name not in ("cachetools", "fastapi", "starlette", "pydantic", "uvicorn"):
             raise
-        sys.exit(f"serve: {error.name} is not installed: pip install fastapi uvicorn")
+        sys.exit(f"serve: {error.name} is not installed: pip install fastapi uvicorn cachetools")
     return uvicorn, web
 
 

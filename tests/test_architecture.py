@@ -63,7 +63,7 @@ PURE_CALLS = {
     "logging.getLogger", "math.log", "re.compile", "Path", "partial", "frozenset", "tuple",
     "dataclass", "field", "contextmanager", "property", "cache", "staticmethod", "classmethod", "record",
     "torch.no_grad",
-    "Field", "Query",  # what video_search.web.app says of a parameter's range
+    "Field", "Query",  # the range of a parameter in video_search.web.api
     "Flag", "sorted", "', '.join", "FLAG_GROUPS.values",  # the table of flags in engine.flags
     "polygon", "star_polygon", "cross_polygon", "_loaders",
 }  # fmt: skip

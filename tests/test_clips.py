@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.helpers.web_cases import FakeSearch, write_clip
 from video_search.web import clips as clips_module
-from video_search.web.clips import FrameCache, clip_id
+from video_search.web.clips import clip_id
 
 pytest.importorskip("fastapi")
 from fastapi.testclient import TestClient
@@ -83,17 +83,26 @@ def test_frames_are_decoded_once_and_asked_for_once(client, folder, monkeypatch)
     assert len(decoded) == 2
 
 
-def test_frame_cache_is_bounded():
-    cache = FrameCache(10)
-    cache.put(("a",), [b"xxx", b"x"])
-    cache.put(("b",), [b"xxxx"])
-    assert cache.get(("a",)) == [b"xxx", b"x"]
-    cache.put(("c",), [b"xx", b"xxx"])  # the least recently used one makes room
-    assert (cache.get(("b",)), cache.size) == (None, 9)
-    cache.put(("c",), [b"x"])
-    assert cache.size == 5
-    cache.put(("large",), [b"x" * 11])
-    assert (cache.get(("large",)), cache.size) == (None, 0)
+@pytest.mark.parametrize(("room", "decoded"), [(2.5, "ab"), (1.5, "abab"), (0.5, "aaabbbaaabbb")])
+def test_the_cache_is_bounded_by_the_size_of_its_frames(folder, tmp_path, monkeypatch, room, decoded):
+    """With room for both videos, for the last one alone, and for less than one, whose frames are never kept."""
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / name).write_bytes((folder / "a.mp4").read_bytes())
+    read, names = clips_module.RawVideoExtractor.read_frames, []
+
+    def note(extractor, path, *args):
+        names.append(path.stem)
+        return read(extractor, path, *args)
+
+    addresses = {name: [f"/frame/{clip_id(f'{name}.mp4')}/{number}.jpg" for number in range(3)] for name in "ab"}
+    with TestClient(create_app(FakeSearch(folder)), base_url=LOCAL) as client:
+        pictures = [client.get(address).content for address in addresses["a"]]
+    monkeypatch.setattr(clips_module, "CACHE_BYTES", int(room * sum(map(len, pictures))))
+    monkeypatch.setattr(clips_module.RawVideoExtractor, "read_frames", note)
+    with TestClient(create_app(FakeSearch(tmp_path)), base_url=LOCAL) as client:
+        for name in "abab":
+            assert [client.get(address).content for address in addresses[name]] == pictures
+    assert "".join(names) == decoded
 
 
 @pytest.mark.parametrize("number", ["3", "-1", "x", "1.5", "99999999999999999999"])

@@ -312,7 +312,7 @@ def test_command_where_the_videos_have_gone(made, tmp_path, capsys):
     search_script.main([TEXT, "--index", str(tmp_path / "index")])
     printed = capsys.readouterr()
     assert printed.err.count("\n") == 1
-    assert "is gone" in printed.err
+    assert "is missing" in printed.err
     assert "--moved" in printed.err
     assert f"{VIDEOS} videos scored" in printed.out
 

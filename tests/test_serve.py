@@ -159,7 +159,7 @@ def test_no_index(tmp_path):
 
 def test_without_the_framework(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    assert failure("--index", tmp_path) == "serve: uvicorn is not installed: pip install fastapi uvicorn"
+    assert failure("--index", tmp_path) == "serve: uvicorn is not installed: pip install fastapi uvicorn cachetools"
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ import uvicorn
 from fastapi.testclient import TestClient
 
 from video_search.web import app as web
+from video_search.web import limits
 
 CLIPS = ("a.mp4", "b/c.mp4", "d.mp4")
 LOCAL = "http://127.0.0.1"
@@ -88,7 +89,7 @@ def test_about(client, search, tmp_path):
     }  # fmt: skip
     search.store.folder = tmp_path / "moved"
     with TestClient(web.create_app(search), base_url=LOCAL) as other:
-        assert other.get("/api/about").json()["notice"] == f"The folder of the index, {tmp_path / 'moved'}, is gone."
+        assert other.get("/api/about").json()["notice"] == f"The folder of the index, {tmp_path / 'moved'}, is missing."
 
 
 def test_example(client, search, tmp_path, temporary_folder):
@@ -223,7 +224,8 @@ def test_there_is_nothing_else(client, address):
 
 def test_upload_that_is_too_large(client, search, temporary_folder):
     response = post_example(client, b"x" * ((1 << 20) + 1))
-    assert (response.status_code, response.json()["detail"]) == (413, "The video is too large: at most 1 MB are taken.")
+    detail = "The video is too large: at most 1 MB are accepted."
+    assert (response.status_code, response.json()["detail"]) == (413, detail)
     assert search.asked == []
 
 
@@ -241,7 +243,7 @@ def test_query_without_a_length_is_counted(client):
     assert response.status_code == 413
 
 
-@pytest.mark.parametrize(("content", "reason"), [(b"", "empty"), (b"no video" * 100, "no video that can be read")])
+@pytest.mark.parametrize(("content", "reason"), [(b"", "empty"), (b"no video" * 100, "cannot be read as a video")])
 def test_upload_that_is_no_video(client, search, temporary_folder, content, reason):
     response = post_example(client, content)
     assert response.status_code == 422
@@ -300,15 +302,15 @@ def test_one_search_at_a_time_and_a_clear_answer_when_busy(client, search, monke
     monkeypatch.setattr(search, "text", slow)
     with ThreadPoolExecutor(80) as threads:
         waiting = [threads.submit(post_text, client, f"query{number}") for number in range(80)]
-        wait_until(lambda: sum(one.done() for one in waiting) == 80 - web.MAX_WAITING)
+        wait_until(lambda: sum(one.done() for one in waiting) == 80 - limits.MAX_WAITING)
         assert client.get("/api/about").status_code == 200  # the event loop is free
         gate.set()
         responses = [one.result() for one in waiting]
     busy = [response for response in responses if response.status_code == 503]
-    assert len(busy) == 80 - web.MAX_WAITING
+    assert len(busy) == 80 - limits.MAX_WAITING
     assert {(one.json()["detail"][:19], one.headers["retry-after"]) for one in busy} == {("The server is busy:", "2")}
     found = [one.json()["hits"][0]["words"][0]["text"] for one in responses if one.status_code == 200]
-    assert len(set(found)) == web.MAX_WAITING
+    assert len(set(found)) == limits.MAX_WAITING
     assert max(most) == 1
     assert post_text(client).status_code == 200
 
@@ -323,11 +325,11 @@ def test_few_uploads_at_once(client, search, monkeypatch, temporary_folder):
     monkeypatch.setattr(search, "video", slow)
     with ThreadPoolExecutor(10) as threads:
         waiting = [threads.submit(post_example, client, b"video") for _ in range(10)]
-        wait_until(lambda: sum(one.done() for one in waiting) == 10 - web.MAX_UPLOADS)
-        assert len(list(temporary_folder.iterdir())) == web.MAX_UPLOADS
+        wait_until(lambda: sum(one.done() for one in waiting) == 10 - limits.MAX_UPLOADS)
+        assert len(list(temporary_folder.iterdir())) == limits.MAX_UPLOADS
         gate.set()
         statuses = sorted(one.result().status_code for one in waiting)
-    assert statuses == [200] * web.MAX_UPLOADS + [503] * (10 - web.MAX_UPLOADS)
+    assert statuses == [200] * limits.MAX_UPLOADS + [503] * (10 - limits.MAX_UPLOADS)
     assert list(temporary_folder.iterdir()) == []
 
 

@@ -272,7 +272,7 @@ def test_errors_are_told(page):
     assert page.run("return document.getElementById('status').ariaLive") == "polite"
     page.run("document.getElementById('query').value = 'x'.repeat(2001)")
     page.press(Keys.ENTER)
-    assert page.texts("#status.error") == ["The query has 2001 characters; at most 2000 are taken."]
+    assert page.texts("#status.error") == ["The query has 2001 characters; at most 2000 are accepted."]
     page.run("window.fetch = () => Promise.reject(new TypeError('Failed to fetch'))")
     page.run("document.getElementById('query').value = 'red'")
     page.press(Keys.ENTER)
@@ -304,7 +304,7 @@ def test_a_dropped_video_is_an_example(page, videos):
 
 def test_a_dropped_file_that_is_no_video(page):
     page.run(DROP, [1, 2, 3], ["dragover", "drop"])
-    page.wait("return document.getElementById('status').textContent.startsWith('This is no video that can be read')")
+    page.wait("return document.getElementById('status').textContent.startsWith('This file cannot be read as a video')")
     assert any("422" in complaint for complaint in page.complaints())
 
 

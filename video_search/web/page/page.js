@@ -1,4 +1,4 @@
-// The page of video_search/web.py: asks the server, shows what it found, and can be used with the keyboard alone.
+// The page of video_search/web/app.py: asks the server, shows what it found, and can be used with the keyboard alone.
 
 const element = (id) => document.getElementById(id);
 const [form, query, file, status] = ["search", "query", "file", "status"].map(element);
@@ -74,7 +74,7 @@ function searchSimilar(video) {
 function searchFile(chosen) {
   if (chosen.size > limits.max_upload_bytes) {
     const most = Math.floor(limits.max_upload_bytes / 2 ** 20);
-    say(`${chosen.name} is too large: at most ${most} MB are taken.`, true);
+    say(`${chosen.name} is too large: at most ${most} MB are accepted.`, true);
     return;
   }
   query.value = "";
@@ -322,7 +322,7 @@ form.addEventListener("submit", (event) => {
   const length = [...query.value].length; // as the server counts: an emoji is one
   const most = limits.max_characters;
   if (!query.value.trim()) say("Type a few words to search for.", true);
-  else if (length > most) say(`The query has ${length} characters; at most ${most} are taken.`, true);
+  else if (length > most) say(`The query has ${length} characters; at most ${most} are accepted.`, true);
   else go({ q: query.value });
 });
 element("choose").addEventListener("click", () => file.click());

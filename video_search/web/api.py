@@ -1,0 +1,151 @@
+"""The addresses that search: bodies and parameters in, one search at a time, results as JSON out."""
+
+import asyncio
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, HTTPException, Query, Request
+from pydantic import BaseModel, Field, ValidationError
+
+from dataloaders.rawvideo_util import VideoReadError
+from video_search.web.clips import Clips, display_path
+from video_search.web.limits import (
+    MAX_CHARACTERS,
+    MAX_QUERY_BYTES,
+    MAX_TOP,
+    MAX_UPLOADS,
+    MAX_WAITING,
+    RequestLimit,
+    limited_body,
+    refuse_other_sites,
+    require_type,
+)
+
+Top = Annotated[int, Query(ge=1, le=MAX_TOP)]
+
+
+class TextSearch(BaseModel, extra="forbid", strict=True):
+    """The body of /api/search."""
+
+    text: str = Field(max_length=MAX_CHARACTERS)
+    top: int = Field(default=10, ge=1, le=MAX_TOP)
+
+
+async def read_text_search(request: Request) -> TextSearch:
+    """Return the body of /api/search; raise 413, 415 or 422 with the reason if it is not valid."""
+    require_type(request, "application/json")
+    body = b"".join([part async for part in limited_body(request, MAX_QUERY_BYTES, "The query is too long.")])
+    try:
+        query = TextSearch.model_validate_json(body)
+    except ValidationError as error:
+        reasons = [f"{'.'.join(map(str, one['loc'])) or 'body'}: {one['msg']}" for one in error.errors()]
+        raise HTTPException(422, "; ".join(reasons)) from error
+    if not query.text.strip():
+        raise HTTPException(422, "Type a few words to search for.")
+    return query
+
+
+def as_json(results: Any, clips: Clips) -> dict:
+    """Return what the page shows of `video_search.search.Results`."""
+    return {
+        "is_video": results.query.is_video,
+        "notice": results.notice,
+        "seconds": results.seconds,
+        "scanned": results.scanned,
+        "hits": [
+            {
+                "video": clips.add(hit.path),
+                "name": display_path(hit.path),
+                "score": hit.score,
+                "moments": [vars(moment) for moment in hit.moments],
+                "words": [vars(word) for word in hit.words],
+            }
+            for hit in results.hits
+        ],
+    }
+
+
+class Searcher:
+    """Run searches one after the other in a thread of their own, because the model serves one thread at a time."""
+
+    def __init__(self, search: Any, clips: Clips, max_upload_bytes: int):
+        self.search = search
+        self.clips = clips
+        self.max_upload_bytes = max_upload_bytes
+        self.waiting = RequestLimit(
+            MAX_WAITING, "The server is busy: too many searches are waiting. Try again in a moment."
+        )
+        self.uploads = RequestLimit(
+            MAX_UPLOADS, "The server is busy: too many videos are being sent. Try again in a moment."
+        )
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="search")
+
+    async def run(self, find: Callable[[], Any]) -> dict:
+        """Return the results of `find` for the page.
+
+        Raises: 503 if too many searches wait or the index cannot be read; 422 for a query that cannot be searched for.
+        """
+        with self.waiting.enter():
+            try:
+                results = await asyncio.get_running_loop().run_in_executor(self._thread, find)
+            except VideoReadError as error:
+                raise HTTPException(422, f"This file cannot be read as a video: {error.reason}.") from error
+            except ValueError as error:
+                raise HTTPException(422, str(error)) from error
+            except OSError as error:
+                raise HTTPException(503, f"The index cannot be searched: {error}") from error
+        return as_json(results, self.clips)
+
+    async def by_example(self, request: Request, top: int) -> dict:
+        """Search with the video that is the body of the request."""
+        refusal = f"The video is too large: at most {self.max_upload_bytes / (1 << 20):g} MB are accepted."
+        with self.uploads.enter(), tempfile.NamedTemporaryFile(prefix="video_search_") as file:
+            async for part in limited_body(request, self.max_upload_bytes, refusal):
+                await asyncio.to_thread(file.write, part)
+            file.flush()
+            return await self.run(partial(self.search.video, file.name, top=top))
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def about(search: Any, clips: Clips, max_upload_bytes: int) -> dict:
+    """Return what the page shows of the index, and the limits of a query."""
+    notice = "" if clips.folder.is_dir() else f"The folder of the index, {display_path(str(clips.folder))}, is missing."
+    return {
+        "videos": len(clips),
+        "head": search.store.settings["sim_header"],
+        "folder": display_path(clips.folder.name),
+        "notice": notice,
+        "max_characters": MAX_CHARACTERS,
+        "max_top": MAX_TOP,
+        "max_upload_bytes": max_upload_bytes,
+    }
+
+
+def api_routes(searcher: Searcher) -> APIRouter:
+    """Return the routes below /api."""
+    router = APIRouter(prefix="/api", dependencies=[Depends(refuse_other_sites)])
+    search, clips = searcher.search, searcher.clips
+
+    @router.get("/about")
+    def read_about() -> dict:
+        return about(search, clips, searcher.max_upload_bytes)
+
+    @router.post("/search")
+    async def search_text(query: Annotated[TextSearch, Depends(read_text_search)]) -> dict:
+        return await searcher.run(partial(search.text, query.text, top=query.top))
+
+    @router.post("/example")
+    async def search_example(request: Request, top: Top = 10) -> dict:
+        require_type(request, "application/octet-stream")
+        return await searcher.by_example(request, top)
+
+    @router.get("/similar")
+    async def search_similar(video: str, top: Top = 10) -> dict:
+        return await searcher.run(partial(search.similar, clips.path(video), top=top))
+
+    return router
