@@ -1,17 +1,17 @@
 # shellcheck shell=bash disable=SC2034
-# Sourced by the recipes, one script per published row (clip4clip_*.sh, drl_*.sh), and by eval_*.sh. A recipe says only
-# what is its own: `published` notes the figures of a row, `train` or `evaluate` runs it with the settings common to all.
+# Sourced by the recipes, one script per published row (clip4clip_*.sh, drl_*.sh), and by eval_*.sh. A recipe holds only
+# its own part: `published` gives the figures of a row, `train` or `evaluate` runs it with the settings common to all.
 #
 #   DATA_PATH=/data/msrvtt NPROC=4 ./scripts/recipes/drl_msrvtt_wti_seqTransf.sh [FLAGS]
 #
-# DATA_PATH      folder of the annotations, required; without it a script shows the files that it expects
+# DATA_PATH      folder of the annotations, required; without it a script lists the files that it expects
 # FEATURES_PATH  folder of the videos (default: CLIP4Clip's name for it, or videos, in DATA_PATH)
 # NPROC          processes (default: the number of visible GPUs, or 1)
 # OUTPUT         folder for log.txt and checkpoints (default: ckpts/NAME_OF_THE_SCRIPT)
 # CLIP           weights (default: ViT-B/32)
 # DRY_RUN=1      print the command, one argument per line, and run nothing
 # PYTHON         interpreter (default: that of the quickstart's .venv, else python3)
-# FLAGS go to main_task_retrieval.py after those of the recipe, and so win: --epochs 1 --seed 3 (but not --output_dir)
+# FLAGS follow those of the recipe and override them: --epochs 1 --seed 3 (but not --output_dir)
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -21,14 +21,13 @@ if [ -z "${PYTHON:-}" ]; then
     [ -x "$PYTHON" ] || PYTHON=python3
 fi
 # sources of figures, for the recipes
-CLIP4CLIP="CLIP4Clip's paper (arXiv:2104.08860)"
-CLIP4CLIP_MEMORY="$CLIP4CLIP, transcribed from memory, unchecked here"
+CLIP4CLIP="CLIP4Clip's paper (https://arxiv.org/abs/2104.08860)"
 DRL="DRL's README"
-DRL_PAPER="DRL's paper (arXiv:2203.07111)"
+DRL_PAPER="DRL's paper (https://arxiv.org/abs/2203.07111)"
 
 published_rows=()
 
-# published ROW SOURCE [TEXT_TO_VIDEO [VIDEO_TO_TEXT]]: figures as R@1/R@5/R@10/MdR/MnR, left out where we know none
+# published ROW SOURCE [TEXT_TO_VIDEO [VIDEO_TO_TEXT]]: figures as R@1/R@5/R@10/MdR/MnR, left out if SOURCE alone has them
 published() {
     published_rows+=(--published "$1" "$2" "${3:-}" "${4:-}")
 }
@@ -54,7 +53,7 @@ evaluate_checkpoint() {
     evaluate "$1" --init_model "$CHECKPOINT" --sim_header "$SIM_HEADER" --agg_module "${AGG_MODULE:-none}" "${@:2}"
 }
 
-# data_set DATA SPLITS FLAGS: sets data_flags; without DATA_PATH, or with files of SPLITS missing, shows the tree
+# data_set DATA SPLITS FLAGS: sets data_flags; if DATA_PATH or files of SPLITS are missing, fails with the expected tree
 data_set() {
     local videos files train_files tree file length=(--max_words 32 --max_frames 12)
     case $1 in
@@ -79,7 +78,7 @@ $(printf '├── %s\n' "${files[@]}")
     [ -n "${DATA_PATH:-}" ] || fail "set DATA_PATH to the folder of the $1 annotations:
 $tree"
     FEATURES_PATH=${FEATURES_PATH:-$(default_videos "$videos")}
-    # flags that name other files, and a dry run, do without those of the tree
+    # a dry run, and flags that name other files, do not need the files of the tree
     case "${DRY_RUN:-0} $* " in
         1\ * | *\ --train_csv[\ =]* | *\ --val_csv[\ =]* | *\ --data_path[\ =]*) ;;
         *)
