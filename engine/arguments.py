@@ -10,7 +10,8 @@ from typing import Any
 import util
 from engine.flags import FLAG_GROUPS, FLAGS, Flag, check_minimums
 from modules.clip_weights import describe_clip
-from modules.configuration import TIGHT_HEADERS, CLIP4ClipConfig, check_cross_model
+from modules.configuration import CLIP4ClipConfig, check_cross_model
+from modules.heads import HEADS
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def get_args(argv: list[str] | None = None) -> argparse.Namespace:
                 "these flags have no effect here (nor in CLIP4Clip, which never reads them): %s",
                 " ".join(args.unread_flags),
             )
-        if args.loose_type and args.sim_header in TIGHT_HEADERS:
+        if args.loose_type and HEADS[args.sim_header].reads_pairs:
             logger.warning("--loose_type is ignored: --sim_header %s is a tight head", args.sim_header)
     return args
 

@@ -90,7 +90,7 @@ def over_ranks(args, model: CLIP4Clip, process: util.Process):
     return DistributedDataParallel(
         model,
         device_ids=[process.local_rank] if process.device.type == "cuda" else None,
-        find_unused_parameters=model.config.sim_header == "tightTransf",  # logit_scale takes no part there
+        find_unused_parameters=not model.head.is_scaled_in_training,  # logit_scale has no gradient then
     )
 
 

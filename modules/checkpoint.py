@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from modules.distributed import broadcast_weights, get_rank
+from modules.heads import fitting_heads, head_key_prefixes
 from modules.module_clip import count_blocks
 from modules.tensor_files import load_tensors
 from modules.whole_files import atomic_write
@@ -98,13 +99,6 @@ def load_optimizer(
         ) from error
 
 
-# what only one kind of head, or the 3d patch, has in its checkpoint
-HEAD_KEYS = (
-    "text_weight_fc.", "video_weight_fc.", "transformerClip.", "lstm_visual.", "cross.", "similarity_dense.",
-    "clip.visual.conv2.",
-)  # fmt: skip
-
-
 def check_evaluable(config, report, weights: Mapping[str, torch.Tensor] | None, path: str | None) -> None:
     """Raise ValueError where an evaluation would use a head that was never trained, or only part of a checkpoint.
 
@@ -113,7 +107,7 @@ def check_evaluable(config, report, weights: Mapping[str, torch.Tensor] | None, 
     """
     flags = f"--sim_header {config.sim_header} --agg_module {config.agg_module} --linear_patch {config.linear_patch}"
     untrained = report.untrained_head
-    unused = [key for key in report.unused if key.startswith(HEAD_KEYS)]
+    unused = [key for key in report.unused if key.startswith((*head_key_prefixes(), "clip.visual.conv2."))]
     if untrained and weights is None:
         raise ValueError(
             f"{flags} has a head that was never trained: {len(untrained)} weights that only --init_model can give, "
@@ -128,29 +122,11 @@ def check_evaluable(config, report, weights: Mapping[str, torch.Tensor] | None, 
 
 
 def fitting_flags(weights: Mapping[str, torch.Tensor]) -> list[str]:
-    """The flags, one text for each choice, with which a checkpoint's keys make a whole model.
-
-    Keys do not tell everything: meanP and ti have none of their own, and tightTransf and xti the same ones.
-    """
-    aggregation = "none"
-    for name, prefix in (("seqTransf", "transformerClip."), ("seqLSTM", "lstm_visual.")):
-        if any(key.startswith(prefix) for key in weights):
-            aggregation = name
-    if "text_weight_fc.weight" in weights:
-        heads = [f"wti --agg_module {aggregation} --wti_arch 1"]
-    elif "text_weight_fc.0.weight" in weights:
-        arch = 3 if "text_weight_fc.4.weight" in weights else 2
-        heads = [f"wti --agg_module {aggregation} --wti_arch {arch}"]
-    elif "similarity_dense.weight" in weights:
-        heads = [f"xti --agg_module {aggregation}"]
-        if aggregation == "none":
-            heads.insert(0, "tightTransf")
-    else:
-        heads = ["meanP" if aggregation == "none" else aggregation, f"ti --agg_module {aggregation}"]
+    """Return, for each choice, the flags that make a whole model of a checkpoint's keys."""
     layers = max(
         count_blocks(weights, prefix) for prefix in ("transformerClip.resblocks.", "cross.transformer.resblocks.")
     )
     common = f" --cross_num_hidden_layers {layers}" if layers else ""
     if "clip.visual.conv2.weight" in weights:
         common += " --linear_patch 3d"
-    return [f"--sim_header {head}{common}" for head in heads]
+    return [f"--sim_header {head}{common}" for head in fitting_heads(weights)]

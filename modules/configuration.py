@@ -1,27 +1,28 @@
-"""What the model reads of the command line, checked once at the door."""
+"""The model's part of the command line as a frozen dataclass, checked once when it is built."""
 
 import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from modules.heads import HEADS, Head
 from modules.losses import CDCR_MODES
 from modules.module_clip import LINEAR_PATCHES
 from modules.token_interaction import WTI_ARCHITECTURES, WTI_PADDINGS
 
-POOLED_HEADERS = ("meanP", "seqLSTM", "seqTransf")  # one vector a text, one a video
-TIGHT_HEADERS = ("tightTransf", "xti")  # a cross encoder reads every pair
-TOKEN_HEADERS = ("ti", "wti")  # every word against every frame
-SIM_HEADERS = POOLED_HEADERS + TIGHT_HEADERS + TOKEN_HEADERS
+SIM_HEADERS = tuple(HEADS)
+AGGREGATING_HEADERS = tuple(sorted(name for name in HEADS if HEADS[name].aggregation is None))
 AGG_MODULES = ("none", "seqLSTM", "seqTransf")
-AGGREGATING_HEADERS = (*TOKEN_HEADERS, "xti")  # the others fix their own aggregation
 CROSS_MODELS = ("cross-base",)
 GATHERS = ("published", "exact")
 
 
 @dataclass(frozen=True)
 class CLIP4ClipConfig:
-    """All that the model reads of the command line. Raises ValueError for contradictions, naming values and choices."""
+    """Flags that the model reads.
+
+    Raises: ValueError for a value out of range and for contradictions, with the flag, its value and the choices.
+    """
 
     pretrained_clip_name: str = "ViT-B/32"
     max_words: int = 20
@@ -46,7 +47,7 @@ class CLIP4ClipConfig:
 
     def __post_init__(self):
         choices = {
-            "sim_header": SIM_HEADERS,
+            "sim_header": HEADS,
             "linear_patch": LINEAR_PATCHES,
             "agg_module": AGG_MODULES,
             "wti_arch": WTI_ARCHITECTURES,
@@ -64,27 +65,26 @@ class CLIP4ClipConfig:
                 raise ValueError(f"--{name} {getattr(self, name)} must be at least 1")
         if self.max_words < 2:
             raise ValueError(f"--max_words {self.max_words} leaves no room for the start and the end token")
-        if self.agg_module != "none" and self.sim_header not in AGGREGATING_HEADERS:
+        if self.agg_module != "none" and self.head.aggregation is not None:
             raise ValueError(
-                f"--agg_module {self.agg_module} belongs to the heads {', '.join(AGGREGATING_HEADERS)}; "
-                f"--sim_header {self.sim_header} fixes its own aggregation"
+                f"--agg_module {self.agg_module} works with --sim_header {', '.join(AGGREGATING_HEADERS)}; "
+                f"{self.sim_header} fixes its own aggregation"
             )
-        if self.cdcr and self.sim_header in TIGHT_HEADERS:
+        if self.cdcr and not self.head.supports_cdcr:
+            choices = [name for name, head in HEADS.items() if head.supports_cdcr]
             raise ValueError(
-                f"--cdcr {self.cdcr} needs vectors of texts and videos to decorrelate; --sim_header {self.sim_header} "
-                f"reads pairs (it works with {', '.join(POOLED_HEADERS + TOKEN_HEADERS)})"
+                f"--cdcr {self.cdcr} works with --sim_header {', '.join(choices)}; "
+                f"{self.sim_header} has no separate vectors of texts and videos to decorrelate"
             )
         for name in ("cdcr_alpha1", "cdcr_alpha2", "cdcr_lambda"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"--{name} {getattr(self, name)} must be a number >= 0")
 
     def check_lengths(self, positions: int) -> None:
-        """Raise ValueError where texts or videos are longer than the CLIP's context: all positions start from there."""
+        """Raise ValueError if texts or videos exceed the CLIP's context, whose positions initialize all others."""
         if self.max_words > positions:
             raise ValueError(f"--max_words {self.max_words} exceeds the CLIP's context of {positions} tokens")
-        needed = self.max_frames if self.aggregation == "seqTransf" else 0
-        if self.sim_header in TIGHT_HEADERS:
-            needed = 1 + self.max_frames  # the sentence vector takes the first position
+        needed = self.head.positions_needed(self.max_frames, self.aggregation)
         if needed > positions:
             raise ValueError(
                 f"--max_frames {self.max_frames} needs {needed} positions with --sim_header {self.sim_header} "
@@ -92,22 +92,27 @@ class CLIP4ClipConfig:
             )
 
     @property
+    def head(self) -> Head:
+        """The head of `sim_header`."""
+        return HEADS[self.sim_header]
+
+    @property
     def aggregation(self) -> str:
         """Temporal aggregation of the frames: "none", "seqLSTM" or "seqTransf"."""
-        return self.sim_header if self.sim_header in AGG_MODULES else self.agg_module
+        return self.head.aggregation or self.agg_module
 
     @property
     def has_exact_gather(self) -> bool:
-        """True where several ranks have one process's gradient on their global batch: DRL publishes xti so."""
-        return self.gather == "exact" or self.sim_header == "xti"
+        """Whether several ranks compute the gradient of one process on the global batch."""
+        return self.gather == "exact" or self.head.gather == "exact"
 
     @property
     def has_local_negatives(self) -> bool:
-        """True where each rank scores its own pairs alone, as CLIP4Clip publishes tightTransf."""
-        return self.sim_header == "tightTransf" and not self.has_exact_gather
+        """Whether each rank scores its own pairs only."""
+        return self.head.gather == "local" and not self.has_exact_gather
 
 
 def check_cross_model(name: str) -> None:
-    """Raise ValueError for another `--cross_model` than CLIP4Clip's, by its name or its path."""
+    """Raise ValueError if `--cross_model` does not name CLIP4Clip's, by name or path."""
     if Path(name).name not in CROSS_MODELS:
         raise ValueError(f"--cross_model {name!r} is unknown; choose from {', '.join(CROSS_MODELS)}")

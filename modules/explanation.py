@@ -11,7 +11,6 @@ from functools import cache
 
 import torch
 
-from modules.configuration import TOKEN_HEADERS
 from modules.tokenization_clip import END_TOKEN, START_TOKEN
 
 START_WORD, END_WORD = "[start]", "[end]"
@@ -93,14 +92,6 @@ def by_whole_words(explanation: Explanation, words: Sequence[tuple[str, list[int
         best_word=word_of_token[explanation.best_word],
         word_parts=added_up(explanation.word_parts),
     )
-
-
-def check_explainable(sim_header: str) -> None:
-    """Raise ValueError for a head whose score is not made of words and frames."""
-    if sim_header not in TOKEN_HEADERS:
-        raise ValueError(
-            f"--sim_header {sim_header} compares no words with frames; the heads that do: {', '.join(TOKEN_HEADERS)}"
-        )
 
 
 def whole_words(tokens: Sequence[str]) -> list[tuple[str, list[int]]]:

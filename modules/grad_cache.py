@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
-from modules.modeling import CLIP4Clip, as_rows
+from modules.modeling import CLIP4Clip, drop_pair_axis
 
 
 def grad_cache_backward(
@@ -43,7 +43,8 @@ def grad_cache_backward(
     features = [torch.cat(parts).requires_grad_() for parts in zip(*encoded, strict=True)]
     del encoded
     _, _, attention_mask, _, video_mask = batch
-    loss = model.loss_of_features(*features, as_rows(attention_mask).to(device), as_rows(video_mask).to(device))
+    masks = (drop_pair_axis(mask).to(device) for mask in (attention_mask, video_mask))
+    loss = model.loss_of_features(*features, *masks)
     backward([scale(loss)])
     gradients = zip(*(feature.grad.split(chunk) for feature in features), strict=True)
     for part, state, gradient in zip(chunks, states, gradients, strict=True):

@@ -22,6 +22,12 @@ class CrossEn(nn.Module):
         return F.cross_entropy(logits, rows + first_column)
 
 
+def one_random_token(mask: torch.Tensor) -> torch.Tensor:
+    """Draw one valid token of each row uniformly, as a mask (N,L) of (N,L); rows without a valid token stay 0."""
+    chances = torch.rand(mask.shape, device=mask.device).masked_fill(mask == 0, -1.0)
+    return F.one_hot(chances.argmax(dim=1), mask.shape[1]) * mask
+
+
 def decorrelation_loss(correlation: torch.Tensor, alpha1: float, alpha2: float) -> torch.Tensor:
     """alpha1 * sum of (diagonal - 1)^2 + alpha2 * sum of off-diagonal^2 of a (D,D) channel correlation.
 

@@ -1,28 +1,20 @@
 """Evaluation: encode every text and every video of a split once, then score all pairs in blocks.
 
-Texts and videos are sharded over the ranks in contiguous runs; each rank scores its own texts against all videos. For
-the token heads no more than the valid tokens of the split is ever held.
+Texts and videos are sharded over the ranks in contiguous runs; each rank scores its own texts against all videos. The
+head packs what is stored of a batch: valid tokens only for the token heads, features unchanged for the others.
 """
 
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Iterable
 
 import torch
 
 from modules.distributed import all_gather_uneven, gather_rows
-from modules.modeling import CLIP4Clip, as_rows
+from modules.heads import Features
+from modules.modeling import CLIP4Clip, drop_pair_axis
 from modules.module_clip import trim_padding
-from modules.token_interaction import PackedTokens, pack_tokens, packed_interaction
+from modules.token_interaction import PackedTokens
 
 SIMILARITY_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-BLOCK_BYTES = 1 << 28  # of what a cross encoder or the pooled heads hold of the pairs that they score at once
-
-
-class Features(NamedTuple):
-    """Sentence vectors (A,1,D) with masks (A,T), or aggregated frames (B,V,D) with masks (B,V)."""
-
-    vectors: torch.Tensor
-    mask: torch.Tensor
 
 
 @torch.no_grad()
@@ -32,17 +24,17 @@ def encode_texts(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
 ) -> Features | PackedTokens:
-    """Encode batches of (input_ids, input_mask, segment_ids), each (A,1,T).
-
-    The token heads give the valid words alone, in `dtype`; other heads their features as they are.
-    """
-    keep = keeper(model, "text_weight_fc", dtype)
-    parts = []
+    """Encode and pack batches of (input_ids, input_mask, segment_ids), each (A,1,T); tokens are stored in `dtype`."""
+    packed = []
     for input_ids, input_mask, segment_ids in batches:
         input_ids, input_mask = trim_padding(input_ids).to(device), input_mask.to(device)
-        parts.append(keep(model.get_sequence_output(input_ids, segment_ids, input_mask), as_rows(input_mask)))
+        vectors = model.get_sequence_output(input_ids, segment_ids, input_mask)
+        packed.append(model.head.pack_texts(model, vectors, drop_pair_axis(input_mask), dtype))
+    if packed:
+        return concatenate(packed)
     length = model.config.max_words
-    return joined(parts) if parts else keep(*no_rows(model, length if model.is_token_head else 1, length, device))
+    tokens = length if model.head.encodes_tokens else 1
+    return model.head.pack_texts(model, *empty_features(model, tokens, length, device), dtype)
 
 
 @torch.no_grad()
@@ -52,61 +44,38 @@ def encode_videos(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
 ) -> Features | PackedTokens:
-    """Encode and aggregate batches of (video, video_mask), (B,1,V,1,3,H,W) and (B,1,V); kept as texts are."""
-    keep = keeper(model, "video_weight_fc", dtype)
-    parts = []
+    """Encode, aggregate and pack batches of (video, video_mask), (B,1,V,1,3,H,W) and (B,1,V); `dtype` as for texts."""
+    packed = []
     for video, video_mask in batches:
-        video_mask = as_rows(video_mask.to(device))
-        frames = model.get_visual_output(video.to(device), video_mask)
-        parts.append(keep(model.aggregate_frames(frames, video_mask), video_mask))
+        video_mask = drop_pair_axis(video_mask.to(device))
+        frames = model.aggregate_frames(model.get_visual_output(video.to(device), video_mask), video_mask)
+        packed.append(model.head.pack_videos(model, frames, video_mask, dtype))
+    if packed:
+        return concatenate(packed)
     length = model.config.max_frames
-    return joined(parts) if parts else keep(*no_rows(model, length, length, device))
+    return model.head.pack_videos(model, *empty_features(model, length, length, device), dtype)
 
 
-def keeper(model: CLIP4Clip, weight_network: str, dtype: torch.dtype) -> Callable[..., Features | PackedTokens]:
-    """What makes of a batch's vectors and mask that which is kept: the token heads keep valid tokens alone."""
-    if not model.is_token_head:
-        return Features
-    network = getattr(model, weight_network, None)  # ti has none: its tokens weigh the same
-    return lambda vectors, mask: pack_tokens(vectors, mask, network, model.config.wti_padding, dtype)
-
-
-def no_rows(model: CLIP4Clip, tokens: int, length: int, device: torch.device) -> Features:
-    """Features of a rank that has no part of the split."""
+def empty_features(model: CLIP4Clip, tokens: int, length: int, device: torch.device) -> Features:
+    """Return the features of a rank whose share of the split is empty: (0,`tokens`,D), masks (0,`length`)."""
     vectors = torch.empty((0, tokens, model.clip.embed_dim), device=device)
     return Features(vectors, torch.empty((0, length), dtype=torch.int64, device=device))
 
 
-def joined(parts: list[Features] | list[PackedTokens]) -> Features | PackedTokens:
-    """The rows of all parts."""
-    return type(parts[0])(*map(torch.cat, zip(*parts, strict=True)))
+def concatenate(packed: list[Features] | list[PackedTokens]) -> Features | PackedTokens:
+    """Concatenate the rows of packed batches."""
+    return type(packed[0])(*map(torch.cat, zip(*packed, strict=True)))
 
 
-def gathered(features: Features | PackedTokens) -> Features | PackedTokens:
-    """The rows of all ranks."""
-    return type(features)(*map(all_gather_uneven, features))
+def gather_packed(packed: Features | PackedTokens) -> Features | PackedTokens:
+    """Gather the rows of all ranks."""
+    return type(packed)(*map(all_gather_uneven, packed))
 
 
 @torch.no_grad()
 def score_in_blocks(model: CLIP4Clip, texts: Features | PackedTokens, videos: Features | PackedTokens) -> torch.Tensor:
-    """Similarity (A,B) of every text with every video, in float32 on the CPU."""
-    if model.is_token_head:
-        return packed_interaction(texts, videos)
-    similarity = torch.empty(texts.vectors.shape[0], videos.vectors.shape[0])
-    pairs = max(1, BLOCK_BYTES // (4 * model.floats_per_pair))
-    columns = min(pairs, max(1, videos.vectors.shape[0]))
-    rows = pairs // columns
-    for first_text in range(0, similarity.shape[0], rows):
-        some_texts = slice(first_text, first_text + rows)
-        for first_video in range(0, similarity.shape[1], columns):
-            some_videos = slice(first_video, first_video + columns)
-            similarity[some_texts, some_videos] = model.score(
-                texts.vectors[some_texts],
-                videos.vectors[some_videos],
-                texts.mask[some_texts],
-                videos.mask[some_videos],
-            ).cpu()
-    return similarity
+    """Score every packed text with every packed video: (A,B) in float32 on the CPU."""
+    return model.head.score_packed(model, texts, videos)
 
 
 def similarity_of_split(
@@ -116,15 +85,15 @@ def similarity_of_split(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor | None:
-    """Similarity (A,B) of a whole split on rank 0, None on the others; the batches are this rank's shard of it.
+    """Return the similarity (A,B) of a whole split on rank 0, None on the others; the batches are this rank's shard.
 
-    `dtype` is that of the token heads' vectors and cosines; the other heads keep theirs.
-    The model must be in evaluation mode; ValueError otherwise, because training mode scales and drops out.
+    `dtype` is that of the token heads' vectors and cosines; other heads compute in float32.
+
+    Raises: ValueError if the model is in training mode, which scales and drops out.
     """
     if model.training:
         raise ValueError("the model is in training mode; call model.eval() before scoring a split")
     texts = encode_texts(model, text_batches, device, dtype)
-    videos = gathered(encode_videos(model, video_batches, device, dtype))
-    rows = score_in_blocks(model, texts, videos)
-    similarity = gather_rows(rows.to(device))
+    videos = gather_packed(encode_videos(model, video_batches, device, dtype))
+    similarity = gather_rows(score_in_blocks(model, texts, videos).to(device))
     return None if similarity is None else similarity.cpu()

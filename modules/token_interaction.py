@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -269,6 +270,12 @@ def pack_tokens(
     counts_as_zero = ~valid.all(dim=1) if padding == "zero" else torch.zeros_like(valid[:, 0])
     floor = torch.zeros_like(weights[:, 0]).masked_fill(~counts_as_zero, -math.inf)
     return PackedTokens(vectors.to(dtype), weights[kept], kept.sum(dim=1), floor)
+
+
+def weighted_sums(packed: PackedTokens) -> torch.Tensor:
+    """Return the weighted sum of each row's vectors, (N,D) on the CPU, where additions have a fixed order."""
+    vectors, weights, counts = (part.cpu().numpy() for part in (packed.vectors, packed.weights, packed.counts))
+    return torch.from_numpy(np.add.reduceat(vectors * weights[:, np.newaxis], np.cumsum(counts) - counts))
 
 
 @torch.no_grad()

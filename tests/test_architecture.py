@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from modules.configuration import AGG_MODULES, SIM_HEADERS
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGES = sorted(file.parent.name for file in REPOSITORY.glob("*/__init__.py") if file.parent.name != "tests")
 
@@ -22,7 +24,7 @@ ALLOWED_IMPORTS = {
     "util": set(),
     "metrics": set(),
     "engine": LIBRARIES | {"engine"},
-    "engine.arguments": {"engine.flags", "modules.clip_weights", "modules.configuration", "util"},
+    "engine.arguments": {"engine.flags", "modules.clip_weights", "modules.configuration", "modules.heads", "util"},
     "engine.flags": {"dataloaders", "modules"},
     "engine.nonfinite": {"modules.distributed", "modules.whole_files", "util"},
     "engine.progress": {"engine.run_log", "util"},
@@ -40,7 +42,9 @@ ALLOWED_IMPORTS = {
     "dataloaders.worker_pool": set(),
     "modules": {"modules"},
     "modules.distributed": set(),
+    "modules.explanation": {"modules.tokenization_clip"},
     "modules.file_utils": {"modules.whole_files"},
+    "modules.heads": {"modules.explanation", "modules.losses", "modules.module_cross", "modules.token_interaction"},
     "modules.losses": {"modules.token_interaction"},
     "modules.optimization": set(),
     "modules.post_processing": set(),
@@ -64,6 +68,7 @@ PURE_CALLS = {
     "dataclass", "field", "contextmanager", "property", "cache", "staticmethod", "classmethod", "record",
     "torch.no_grad",
     "Field", "Query",  # the range of a parameter in video_search.web.api
+    "PooledHead", "CrossHead", "TokenHead",  # rows of modules.heads
     "Flag", "sorted", "', '.join", "FLAG_GROUPS.values",  # the table of flags in engine.flags
     "polygon", "star_polygon", "cross_polygon", "_loaders",
 }  # fmt: skip
@@ -297,6 +302,60 @@ def test_nothing_forbidden(name):
 )
 def test_forbidden_is_found(source):
     assert len(forbidden_lines(ast.parse(source))) == 1
+
+
+HEAD_CLASSES = {"PooledHead", "CrossHead", "TokenHead"}
+KNOW_THE_HEADS = {"modules.heads", "modules.configuration"}
+COMPARE_NO_HEADS = [name for name in FILES if not is_within(name, KNOW_THE_HEADS | {"benchmarks"})]
+
+
+def head_comparisons(tree: ast.AST) -> list[str]:
+    """Lines that choose by a head's name or class. Aggregations share two of the names and may be compared."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare):
+            parts = [part for operand in (node.left, *node.comparators) for part in ast.walk(operand)]
+        elif isinstance(node, (ast.MatchValue, ast.MatchClass)):
+            parts = list(ast.walk(node))
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass"):
+            parts = [part for part in ast.walk(node) if ast.unparse(part).split(".")[-1] in HEAD_CLASSES]
+        else:
+            continue
+        words = {getattr(part, "attr", None) or getattr(part, "id", None) or getattr(part, "value", None)
+                 for part in parts if isinstance(part, (ast.Attribute, ast.Name, ast.Constant))}  # fmt: skip
+        names = {*SIM_HEADERS, *HEAD_CLASSES} - ({*AGG_MODULES} if "aggregation" in words else set())
+        if "sim_header" in words or words & names:
+            found.append(f"line {node.lineno}: {ast.unparse(node)}")
+    return found
+
+
+@pytest.mark.parametrize("name", COMPARE_NO_HEADS)
+def test_only_the_heads_know_their_names(name):
+    assert head_comparisons(TREES[name]) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "config.sim_header == other",
+        "flags['sim_header'] in POOLED",
+        "settings.get('sim_header') in POOLED",
+        "name == 'wti'",
+        "name in ('ti', 'xti')",
+        "aggregation == 'meanP'",
+        "mode == 'seqLSTM'",
+        "match name:\n    case 'wti':\n        pass",
+        "isinstance(head, heads.TokenHead)",
+        "isinstance(head, (int, PooledHead))",
+    ],
+)
+def test_a_comparison_of_heads_is_found(source):
+    assert len(head_comparisons(ast.parse(source))) == 1
+
+
+@pytest.mark.parametrize("source", ["config.aggregation == 'seqLSTM'", "head.encodes_tokens == True", "x = 'wti'"])
+def test_other_comparisons_are_none_of_heads(source):
+    assert head_comparisons(ast.parse(source)) == []
 
 
 EXAMPLES = [

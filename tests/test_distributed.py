@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from modules import modeling
+from modules import heads
 from modules.distributed import (
     all_gather,
     all_gather_objects,
@@ -82,7 +82,7 @@ def assert_gradients(actual: dict[str, torch.Tensor], expected: dict[str, torch.
 def gradients_of_one_process(run: Run, golden, steps: list[dict], monkeypatch) -> dict[str, torch.Tensor]:
     """Those of the whole batch, where CDCR decorrelates the tokens that the ranks drew."""
     drawn = [torch.cat(masks) for masks in zip(*(step["drawn"] for step in steps), strict=True)]
-    monkeypatch.setattr(modeling, "one_random_token", lambda mask: drawn.pop(0))
+    monkeypatch.setattr(heads, "one_random_token", lambda mask: drawn.pop(0))
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     model = run.model(golden)
     loss = model(*double_inputs(golden))
@@ -153,7 +153,7 @@ def test_one_random_token():
     """Of each row one valid token, all equally often; of a row without any, none."""
     torch.manual_seed(0)
     mask = torch.tensor([[1, 1, 0, 1], [0, 0, 1, 0], [0, 0, 0, 0]])
-    counts = sum(modeling.one_random_token(mask) for _ in range(600))
+    counts = sum(heads.one_random_token(mask) for _ in range(600))
     assert counts.sum(dim=1).tolist() == [600, 600, 0]
     assert counts[1].tolist() == [0, 0, 600, 0]
     assert counts[0, 2] == 0

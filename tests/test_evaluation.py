@@ -168,7 +168,7 @@ def test_scores_over_the_scale_are_cosines(head):
     model = tiny_model(head).eval()
     with torch.no_grad():
         model.clip.logit_scale.fill_(3.0)
-        vectors = torch.ones(1, model.config.max_words if model.is_token_head else 1, model.clip.embed_dim)
+        vectors = torch.ones(1, model.config.max_words if model.head.encodes_tokens else 1, model.clip.embed_dim)
         frames = torch.ones(1, model.config.max_frames, model.clip.embed_dim)
         score = model.score(vectors, frames, torch.ones(1, vectors.shape[1]), torch.ones(1, frames.shape[1]))
     assert score.item() / model.score_scale == pytest.approx(1.0, rel=1e-4)

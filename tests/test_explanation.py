@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modules.configuration import SIM_HEADERS
-from modules.explanation import Explanation, by_whole_words, check_explainable, explain, whole_words
+from modules.explanation import Explanation, by_whole_words, explain, whole_words
+from modules.heads import check_explainable
 from modules.token_interaction import PackedTokens, pack_tokens
 from tests.helpers.golden_cases import load_case, load_inputs
 from tests.test_token_interaction import first_channel, random_features, slow_interaction, weights_of
@@ -105,7 +106,7 @@ def test_only_token_heads_can_be_explained():
         if head in ("ti", "wti"):
             check_explainable(head)
         else:
-            with pytest.raises(ValueError, match=f"--sim_header {head} compares no words with frames.*: ti, wti$"):
+            with pytest.raises(ValueError, match=f"--sim_header {head} does not compare words with frames.* ti, wti$"):
                 check_explainable(head)
 
 

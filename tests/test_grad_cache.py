@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from modules.grad_cache import grad_cache_backward
-from modules.modeling import CLIP4Clip, as_rows
+from modules.modeling import CLIP4Clip, drop_pair_axis
 from tests.helpers.gather_worker import Run, double_inputs
 from tests.helpers.golden_cases import load_case, load_inputs
 
@@ -35,7 +35,7 @@ def chunked_with_graph(model: CLIP4Clip, batch, chunk: int) -> torch.Tensor:
     """The loss of features that were encoded chunk by chunk, all with their graph."""
     features = [model.encode(*part) for part in zip(*(tensor.split(chunk) for tensor in batch), strict=True)]
     texts, frames = (torch.cat(parts) for parts in zip(*features, strict=True))
-    return model.loss_of_features(texts, frames, as_rows(batch[2]), as_rows(batch[4]))
+    return model.loss_of_features(texts, frames, drop_pair_axis(batch[2]), drop_pair_axis(batch[4]))
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 7])
@@ -176,7 +176,7 @@ def test_memory_is_that_of_a_chunk(golden_parity):
         features = model.encode(*batch)
     with loss_alone:
         leaves = [feature.requires_grad_() for feature in features]
-        model.loss_of_features(*leaves, as_rows(batch[2]), as_rows(batch[4])).backward()
+        model.loss_of_features(*leaves, drop_pair_axis(batch[2]), drop_pair_axis(batch[4])).backward()
     with cached:
         grad_cache_backward(model, batch, 2)
     assert whole.alive == cached.alive == 0

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from modules import retrieval
+from modules import heads
 from modules.retrieval import encode_texts, encode_videos, score_in_blocks, similarity_of_split
 from tests.test_modeling import HEADS, tiny_batch, tiny_model
 
@@ -20,7 +20,7 @@ def batches(*tensors: torch.Tensor, size: int) -> list[tuple[torch.Tensor, ...]]
 @pytest.mark.parametrize("texts_per_block", [0.01, 0.5, 1, 3, 100])
 def test_blocks_and_batches_change_nothing(monkeypatch, head, agg_module, batch_size, texts_per_block):
     model = tiny_model(head, agg_module).eval()
-    monkeypatch.setattr(retrieval, "BLOCK_BYTES", int(texts_per_block * 5 * 4 * model.floats_per_pair))
+    monkeypatch.setattr(heads, "BLOCK_BYTES", int(texts_per_block * 5 * 4 * model.head.floats_per_pair(model)))
     input_ids, segment_ids, input_mask, video, video_mask = tiny_batch(8)
     videos = 5  # as many texts as videos is a special case
     similarity = similarity_of_split(

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modules.explanation import whole_words
+from modules.heads import HEADS
 from modules.tokenization_clip import END_TOKEN, START_TOKEN
 from tests.test_search_scoring import random_query, random_videos
 from video_search.hits import describe, moments_of, token_words
@@ -30,7 +31,7 @@ def query_of(vectors: list[np.ndarray], weights: list[float], names: list[str], 
 
 
 def encoder_with(sim_header: str, **more) -> SimpleNamespace:
-    return SimpleNamespace(config=SimpleNamespace(sim_header=sim_header, max_words=8), **more)
+    return SimpleNamespace(head=HEADS[sim_header], config=SimpleNamespace(max_words=8), **more)
 
 
 def test_shares_of_words_by_hand():

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modules.heads import HEADS
 from modules.token_interaction import masked_softmax, token_interaction
 from video_search.scoring import blocks, interaction, scores, shortlist, token_scores, top
 from video_search.vectors import Query, VideoVectors
@@ -137,7 +138,7 @@ def cross_scores(query: Query, videos: VideoVectors) -> np.ndarray:
 
 
 def encoder_with(sim_header: str) -> SimpleNamespace:
-    return SimpleNamespace(config=SimpleNamespace(sim_header=sim_header), cross_scores=cross_scores)
+    return SimpleNamespace(head=HEADS[sim_header], cross_scores=cross_scores)
 
 
 @pytest.mark.parametrize("is_video", [False, True])

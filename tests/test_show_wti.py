@@ -146,7 +146,7 @@ def test_any_text_without_a_display(folder, tmp_path):
         (["--video", "nowhere.mp4"], "nowhere.mp4: No such file or directory"),
         (["--video", __file__], f"{__file__}: FFmpeg finds no video in it"),
         (["--text", " \n"], "--text has no words"),
-        (["--sim_header", "meanP"], "--sim_header meanP compares no words with frames; the heads that do: ti, wti"),
+        (["--sim_header", "meanP"], "--sim_header meanP does not compare words with frames; choose from ti, wti"),
         (["--wti_arch", "3"], "--wti_arch|lacks text_weight_fc.4.weight"),
         (["--slice_framepos", "7"], "slice_framepos must be one of 0, 1, 2; got 7"),
         (["--output", "no/such/folder/wti.png"], "No such file or directory: 'no/such/folder/wti.png'"),

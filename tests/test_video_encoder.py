@@ -77,7 +77,7 @@ def test_videos_of_token_heads(folder, files, head, padding):
     for file, found in encoder.videos(files, processes=0):
         frames, mask = slow_videos(encoder, file)
         count = int(mask.sum())
-        _, weights = encoder.model.token_weights(frames, frames, mask, mask)
+        _, weights = encoder.head.token_weights(encoder.model, frames, frames, mask, mask)
         unit = F.normalize(frames[0, :count], dim=-1)
         check_close(found.frames, unit)
         check_close(found.weights, weights[0, :count])
@@ -121,7 +121,7 @@ def test_texts_of_token_heads(folder, head, padding):
     encoder = load(folder, head, wti_padding=padding)
     for text, query in zip(TEXTS, encoder.texts(TEXTS), strict=True):
         words, mask, tokens = slow_text(encoder, text)
-        weights, _ = encoder.model.token_weights(words, words, mask, mask)
+        weights, _ = encoder.head.token_weights(encoder.model, words, words, mask, mask)
         unit = F.normalize(words[0, : len(tokens)], dim=-1)
         check_close(query.vectors, unit)
         check_close(query.weights, weights[0, : len(tokens)])

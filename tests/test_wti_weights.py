@@ -95,7 +95,7 @@ def test_weights_that_are_all_alike_are_their_share(tmp_path, capsys):
 
     with pytest.raises(SystemExit, match=r"^wti_weights: .*No such file.*nowhere/segments.json'$"):
         wti_weights.main(["--init_model", str(folder / "ti.bin"), "--data", "nowhere", *flags])
-    with pytest.raises(SystemExit, match=r"^wti_weights: --sim_header meanP compares no words with frames"):
+    with pytest.raises(SystemExit, match=r"^wti_weights: --sim_header meanP does not compare words with frames"):
         wti_weights.main([*arguments, "--sim_header", "meanP"])
 
 

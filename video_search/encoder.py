@@ -20,12 +20,12 @@ from dataloaders.retrieval_dataset import pad_ids, with_special_tokens
 from dataloaders.worker_pool import available_cores
 from modules.checkpoint import check_evaluable
 from modules.clip_weights import describe_clip, read_state_dict
-from modules.configuration import POOLED_HEADERS, CLIP4ClipConfig
+from modules.configuration import CLIP4ClipConfig
 from modules.file_utils import cached_path
+from modules.heads import Head
 from modules.initialization import check_vocabulary, set_precision
-from modules.modeling import CLIP4Clip, pooled_vectors
+from modules.modeling import CLIP4Clip
 from modules.module_clip import trim_padding
-from modules.token_interaction import PackedTokens, pack_tokens, unit_vectors
 from modules.tokenization_clip import SimpleTokenizer
 from video_search.encoder_flags import FLAGS, resolve_flags
 from video_search.reading import UnreadableFile, read_videos
@@ -43,6 +43,7 @@ class Encoder:
 
     Attributes:
         config: the model's `CLIP4ClipConfig`.
+        head: the model's head, which determines the vectors and how they are compared.
         settings: the flags that made it, as JSON values; `load(settings=...)` makes it again.
         fingerprint: sha256 of the weights and of all else that decides the vectors of videos, in hexadecimal.
     """
@@ -50,6 +51,7 @@ class Encoder:
     def __init__(self, model: CLIP4Clip, settings: dict[str, Any], fingerprint: str):
         self.model, self.settings, self.fingerprint = model, settings, fingerprint
         self.config: CLIP4ClipConfig = model.config
+        self.head: Head = model.head
         self.device = model.clip.logit_scale.device
         self.tokenizer = SimpleTokenizer()
         self.extractor = RawVideoExtractor(settings["feature_framerate"], model.input_resolution)
@@ -140,46 +142,37 @@ class Encoder:
         length = min(self.config.max_frames, int(counts.max()) + 1)
         video, mask = (part.to(self.device) for part in padded(np.concatenate(frames), counts, length))
         vectors = self.model.aggregate_frames(self.model.get_visual_output(video, mask), mask)
-        if self.model.is_token_head:
-            packed = self._pack("video_weight_fc", vectors, mask)
-            kept, weights, floors = (as_array(part) for part in (packed.vectors, packed.weights, packed.floor))
-            pooled = weighted_means(kept, weights, counts)
-        else:
-            kept = vectors[mask.bool()]
-            kept = as_array(unit_vectors(kept) if self.config.sim_header in POOLED_HEADERS else kept)
-            weights = np.repeat(np.float32(1) / counts.astype(np.float32), counts)
-            floors = np.full(len(counts), -np.inf, dtype=np.float32)
-            pooled = as_array(pooled_vectors(vectors[:, :1], vectors, mask)[1])
-        return VideoVectors(kept, weights, np.concatenate(seconds).astype(np.float32), counts, floors, pooled)
+        packed, pooled = self.head.index_videos(self.model, vectors, mask)
+        return VideoVectors(
+            frames=as_array(packed.vectors),
+            weights=as_array(packed.weights),
+            seconds=np.concatenate(seconds).astype(np.float32),
+            counts=counts,
+            floors=as_array(packed.floor),
+            pooled=as_array(pooled),
+        )
 
     @torch.no_grad()
     def _encode_texts(self, texts: Sequence[str]) -> list[Query]:
         length = self.config.max_words
         words = [self.tokenizer.tokenize(text) for text in texts]
-        tokens = [with_special_tokens(of_text, length) for of_text in words]
-        ids, masks = zip(*(pad_ids(self.tokenizer, of_text, length) for of_text in tokens), strict=True)
-        notices = [cut_notice(len(of_text), length) for of_text in words]
+        tokens = [with_special_tokens(text_words, length) for text_words in words]
+        ids, masks = zip(*(pad_ids(self.tokenizer, text_tokens, length) for text_tokens in tokens), strict=True)
         mask = torch.from_numpy(np.concatenate(masks)).to(self.device)
         input_ids = trim_padding(torch.from_numpy(np.concatenate(ids))).to(self.device)
         vectors = self.model.get_sequence_output(input_ids, None, mask)
-        if not self.model.is_token_head:
-            pooled = as_array(unit_vectors(vectors))
-            sentences = pooled if self.config.sim_header in POOLED_HEADERS else as_array(vectors)
-            one = np.ones(1, dtype=np.float32)
-            return [
-                Query(sentence, one, unit[0], -np.inf, (text,), notice=notice)
-                for sentence, unit, text, notice in zip(sentences, pooled, texts, notices, strict=True)
-            ]
-        packed = self._pack("text_weight_fc", vectors, mask)
-        counts = packed.counts.cpu().numpy()
-        kept, weights = as_array(packed.vectors), as_array(packed.weights)
-        pooled, ends = weighted_means(kept, weights, counts), np.cumsum(counts)[:-1]
-        rows = np.split(kept, ends), np.split(weights, ends), pooled, packed.floor.tolist(), map(tuple, tokens), notices
-        return [Query(*row, notice=notice) for *row, notice in zip(*rows, strict=True)]
-
-    def _pack(self, weight_network: str, vectors: torch.Tensor, mask: torch.Tensor) -> PackedTokens:
-        network = getattr(self.model, weight_network, None)  # ti has none: its tokens weigh the same
-        return pack_tokens(vectors, mask, network, self.config.wti_padding)
+        packed, pooled = self.head.index_texts(self.model, vectors, mask)
+        starts = np.cumsum(packed.counts.cpu().numpy())[:-1]
+        rows = zip(
+            np.split(as_array(packed.vectors), starts),
+            np.split(as_array(packed.weights), starts),
+            as_array(pooled),
+            packed.floor.tolist(),
+            map(tuple, tokens) if self.head.encodes_tokens else ((text,) for text in texts),
+            [cut_notice(len(text_words), length) for text_words in words],
+            strict=True,
+        )
+        return [Query(*row, notice=notice) for *row, notice in rows]
 
 
 def as_query(video: VideoVectors) -> Query:
@@ -194,12 +187,6 @@ def padded(rows: np.ndarray, counts: np.ndarray, length: int) -> tuple[torch.Ten
     video = np.zeros((*mask.shape, *rows.shape[1:]), dtype=rows.dtype)
     video[mask] = rows
     return torch.from_numpy(video), torch.from_numpy(mask.astype(np.int64))
-
-
-def weighted_means(vectors: np.ndarray, weights: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Weighted sums of each row's vectors, (M,D) and (M,) -> (N,D) unit vectors."""
-    sums = np.add.reduceat(vectors * weights[:, np.newaxis], np.cumsum(counts) - counts)
-    return as_array(unit_vectors(torch.from_numpy(sums)))
 
 
 def as_array(tensor: torch.Tensor) -> np.ndarray:

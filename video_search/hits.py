@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from modules.configuration import TOKEN_HEADERS
 from modules.explanation import explain, whole_words
 from modules.token_interaction import unit_vectors
 from video_search.scoring import scores
@@ -23,7 +22,7 @@ def describe(
     singles = [videos.take(np.array([place])) for place in range(len(videos))]
     if query.is_video:
         words = [()] * len(videos)
-    elif encoder.config.sim_header in TOKEN_HEADERS:
+    elif encoder.head.encodes_tokens:
         named = whole_words(query.names)
         words = [token_words(query, named, video) for video in singles]
     else:

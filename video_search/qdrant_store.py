@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from modules.configuration import TOKEN_HEADERS
+from modules.heads import HEADS
 from video_search.stores import FileState
 from video_search.vectors import Query, VideoVectors
 
@@ -151,19 +151,18 @@ class QdrantStore:
         highest MAX_SIM of frames with words that are multiplied by their weights, the sum over words w_t max_v cosine:
         the text-to-video half of the weighted token-wise interaction, but for the floor of a video with padding.
         """
+        if not self._is_made:
+            raise ValueError(f"{self._place} has no videos")
         models = qdrant().models
         stages: dict[str, Any] = {"query": query.pooled.tolist(), "using": "pooled"}
-        if self.settings.get("sim_header") in TOKEN_HEADERS:
+        if HEADS[self.settings["sim_header"]].encodes_tokens:
             shortlist = models.Prefetch(**stages, limit=max(WIDENING * count, LEAST_SHORTLIST))
             words = query.vectors * query.weights[:, np.newaxis]
             stages = {"prefetch": shortlist, "query": words.tolist(), "using": "frames"}
-        points = []
-        if self._is_made:
-            with clear_errors(self._url):
-                answer = self._client.query_points(
-                    self._collection, **stages, limit=count, with_payload=True, with_vectors=True
-                )
-            points = answer.points
+        with clear_errors(self._url):
+            points = self._client.query_points(
+                self._collection, **stages, limit=count, with_payload=True, with_vectors=True
+            ).points
         if not points:
             raise ValueError(f"{self._place} has no videos")
         return [point.payload["path"] for point in points], VideoVectors.joined([as_vectors(point) for point in points])

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from modules.configuration import POOLED_HEADERS, TOKEN_HEADERS
 from video_search.vectors import Query, VideoVectors
 
 # Of the cosines held at once. Each block waits for all threads of the matrix product once, so that smaller ones gain
@@ -24,13 +23,12 @@ def scores(query: Query, videos: VideoVectors, encoder) -> np.ndarray:
     A cross encoder reads sentences only: with its heads, a video that serves as an example is compared by the cosine of
     the pooled vectors.
     """
-    sim_header = encoder.config.sim_header
-    if sim_header in TOKEN_HEADERS:
+    if encoder.head.encodes_tokens:
         return token_scores(query, videos)
-    if sim_header in POOLED_HEADERS or query.is_video:
-        return np.asarray(videos.pooled @ query.pooled)
-    parts = [encoder.cross_scores(query, block) for block in blocks(videos, CROSS_FRAMES)]
-    return np.concatenate([np.empty(0, np.float32), *parts])
+    if encoder.head.reads_pairs and not query.is_video:
+        parts = [encoder.cross_scores(query, block) for block in blocks(videos, CROSS_FRAMES)]
+        return np.concatenate([np.empty(0, np.float32), *parts])
+    return np.asarray(videos.pooled @ query.pooled)
 
 
 def token_scores(query: Query, videos: VideoVectors, block_bytes: int = BLOCK_BYTES) -> np.ndarray:

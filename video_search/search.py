@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from modules.configuration import TIGHT_HEADERS
+from modules.heads import Head
 from video_search.encoder import Encoder, as_query
 from video_search.hits import describe
 from video_search.index_reader import IndexReader
@@ -129,17 +129,15 @@ class VideoSearch:
     ) -> Results:
         ranking = self.rank(query, top, shortlist, left_out)
         hits = describe(query, asked, ranking.paths, ranking.scores, ranking.videos, self.encoder)
-        notices = query.notice, cross_encoder_notice(self.encoder.config.sim_header, query, ranking.scanned)
+        notices = query.notice, cross_encoder_notice(self.encoder.head, query, ranking.scanned)
         query = replace(query, notice="; ".join(filter(None, notices)))
         return Results(query, asked, hits, time.perf_counter() - started, ranking.scanned)
 
 
-def cross_encoder_notice(sim_header: str, query: Query, scanned: int) -> str:
+def cross_encoder_notice(head: Head, query: Query, scanned: int) -> str:
     """What is to be known of a search with a head that reads a sentence and a video together."""
-    if sim_header in TIGHT_HEADERS and query.is_video:
-        return (
-            f"the head {sim_header} reads no videos as queries: these are compared by the cosine of their mean frames"
-        )
-    if sim_header in TIGHT_HEADERS and scanned > MANY_PAIRS:
-        return f"the head {sim_header} has read each of {scanned} videos with the query: --shortlist 200 is faster"
+    if head.reads_pairs and query.is_video:
+        return f"the head {head.name} reads no videos as queries: these are compared by the cosine of their mean frames"
+    if head.reads_pairs and scanned > MANY_PAIRS:
+        return f"the head {head.name} has read each of {scanned} videos with the query: --shortlist 200 is faster"
     return ""

@@ -21,7 +21,8 @@ from dataloaders.rawvideo_util import RawVideoExtractor, VideoReadError
 from dataloaders.retrieval_dataset import pad_frames, pad_ids, with_special_tokens
 from engine.arguments import build_parser
 from engine.run_files import FLAGS_FILE
-from modules.explanation import Explanation, by_whole_words, check_explainable, explain, whole_words
+from modules.explanation import Explanation, by_whole_words, whole_words
+from modules.heads import check_explainable
 from modules.modeling import CLIP4Clip
 from modules.retrieval import encode_texts, encode_videos
 from modules.token_interaction import PackedTokens
@@ -95,12 +96,6 @@ def read_video(model: CLIP4Clip, flags: argparse.Namespace, path: Path) -> tuple
     return frames, seconds, encode_videos(model, [(video, mask)], torch.device("cpu"))
 
 
-def take_apart(text: PackedTokens, video: PackedTokens) -> Explanation:
-    """The score of one packed text with one packed video, in parts."""
-    floors = text.floor.item(), video.floor.item()
-    return explain(text.vectors, text.weights, video.vectors, video.weights, *floors)
-
-
 def text_left_out(tokenizer: SimpleTokenizer, text: str, length: int) -> str:
     """The words of a text that are behind the `length` tokens which the model reads, of which two are start and end."""
     return " ".join(word for word, _ in whole_words(tokenizer.tokenize(text)[length - 2 :]))
@@ -142,7 +137,7 @@ def show(args: argparse.Namespace) -> None:
     if left_out := text_left_out(tokenizer, args.text, flags.max_words):
         print(f"show_wti: --max_words {flags.max_words} cuts the text; left out: {left_out}", file=sys.stderr)
     places = whole_words(tokens)
-    words, parts = [word for word, _ in places], by_whole_words(take_apart(text, video), places)
+    words, parts = [word for word, _ in places], by_whole_words(model.head.explain(text, video), places)
     print(tables(words, seconds, parts))
     figure = draw_explanation(words, frames, seconds, parts)
     for suffix in (".png", ".svg"):

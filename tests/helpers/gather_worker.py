@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile
 
 import util
-from modules import distributed, modeling
+from modules import distributed, heads, modeling
 from modules.grad_cache import grad_cache_backward
 from tests.helpers.golden_cases import load_case, load_inputs
 
@@ -55,8 +55,8 @@ def training_step(run: Run, golden: dict[str, np.ndarray], process: util.Process
     """Loss, gradients, collectives, and the tokens that CDCR drew."""
     torch.manual_seed(process.rank)  # whatever must agree over the ranks may not rest on equal seeds
     model, drawn = run.model(golden), []
-    draw = modeling.one_random_token
-    modeling.one_random_token = lambda mask: drawn.append(draw(mask)) or drawn[-1]
+    draw = heads.one_random_token
+    heads.one_random_token = lambda mask: drawn.append(draw(mask)) or drawn[-1]
     share = 6 // process.world_size
     batch = [tensor[process.rank * share : (process.rank + 1) * share] for tensor in double_inputs(golden)]
     found = {}
@@ -71,7 +71,7 @@ def training_step(run: Run, golden: dict[str, np.ndarray], process: util.Process
         loss = wrapped(*batch)
         loss.backward()
         found["loss"] = loss.detach()
-    modeling.one_random_token = draw
+    heads.one_random_token = draw
     found["gradients"] = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return found | {"drawn": drawn}
 
