@@ -11,7 +11,7 @@ from functools import cache
 
 import torch
 
-from modules.tokenization_clip import END_TOKEN, START_TOKEN
+from modules.tokenization_clip import END_TOKEN, START_TOKEN, open_clip_tokenizer
 
 START_WORD, END_WORD = "[start]", "[end]"
 SPECIAL_WORDS = {START_TOKEN: START_WORD, END_TOKEN: END_WORD}
@@ -127,6 +127,4 @@ def readable(word: str) -> str:
 @cache
 def bytes_of_characters() -> dict[str, int]:
     """The byte that each stand-in of CLIP's vocabulary is for."""
-    from open_clip.tokenizer import bytes_to_unicode  # seconds to import; where tokens are, it is imported already
-
-    return {character: byte for byte, character in bytes_to_unicode().items()}
+    return {character: byte for byte, character in open_clip_tokenizer().bytes_to_unicode().items()}

@@ -1,6 +1,11 @@
 """CLIP's byte-pair tokenizer: an adapter over open_clip's, which ships the vocabulary and the merges."""
 
+import importlib.util
+import sys
 from collections.abc import Iterable
+from functools import cache
+from importlib.machinery import PathFinder
+from types import ModuleType
 
 START_TOKEN = "<|startoftext|>"
 END_TOKEN = "<|endoftext|>"
@@ -8,6 +13,22 @@ END_TOKEN = "<|endoftext|>"
 # CLIP's split into contractions, words, single digits and runs of other signs (Radford et al. 2021), without
 # the special tokens: text that spells one is split like any other text, so a caption can not end itself early.
 _SPLIT_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+
+
+@cache
+def open_clip_tokenizer() -> ModuleType:
+    """Return open_clip's tokenizer module, without its package unless something has imported that already.
+
+    The package imports torchvision and timm, which takes a second or two in every process.
+    """
+    name = "open_clip.tokenizer"
+    if name in sys.modules:
+        return sys.modules[name]
+    folders = importlib.util.find_spec("open_clip").submodule_search_locations
+    spec = PathFinder.find_spec(name, folders)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class SimpleTokenizer:
@@ -20,17 +41,20 @@ class SimpleTokenizer:
     """
 
     def __init__(self):
-        # open_clip takes seconds to import; `--help` and the readers do without it.
+        # open_clip's tokenizer imports torch; `--help` and the readers do without it.
         import regex
-        from open_clip.tokenizer import SimpleTokenizer as OpenClipTokenizer
 
-        self._open_clip = OpenClipTokenizer()
+        self._open_clip = open_clip_tokenizer().SimpleTokenizer()
         self._split = regex.compile(_SPLIT_PATTERN, regex.IGNORECASE)
         special = {self._open_clip.sot_token_id: START_TOKEN, self._open_clip.eot_token_id: END_TOKEN}
         self.decoder: dict[int, str] = {**self._open_clip.decoder, **special}
         self.encoder: dict[str, int] = {token: token_id for token_id, token in self.decoder.items()}
         self.vocab = self.encoder
         self.vocab_size = len(self.encoder)
+
+    def __reduce__(self):
+        # Made anew in a worker that is not forked: the module of open_clip's functions is not importable by its name.
+        return type(self), ()
 
     def tokenize(self, text: str) -> list[str]:
         """The byte-pair tokens of the cleaned text, "</w>" marking the end of a word; never a special token.

@@ -142,7 +142,25 @@ def test_survives_a_worker_process(tokenizer):
     assert copy.encode("A man, 2 dogs") == tokenizer.encode("A man, 2 dogs") != []
 
 
+def output_of(code: str) -> list[str]:
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    return result.stdout.split()
+
+
 def test_import_leaves_open_clip_alone():
     code = "import sys, modules.tokenization_clip; print('open_clip' in sys.modules, 'torch' in sys.modules)"
-    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert result.stdout.split() == ["False", "False"]
+    assert output_of(code) == ["False", "False"]
+
+
+def test_a_tokenizer_needs_none_of_open_clips_models():
+    """They take seconds to import. A process that imports them later, or a worker, has the same tokenizer."""
+    code = """
+import pickle, sys
+from modules.tokenization_clip import SimpleTokenizer
+first = SimpleTokenizer()
+print(*(name in sys.modules for name in ("open_clip", "torchvision", "timm")))
+copy = pickle.loads(pickle.dumps(first))
+import open_clip
+print(*first.encode("A dog"), *copy.encode("A dog"), *open_clip.tokenize("A dog")[0, 1:3].tolist())
+"""
+    assert output_of(code) == ["False"] * 3 + ["320", "1929"] * 3
