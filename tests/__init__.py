@@ -3,4 +3,4 @@
 import pytest
 
 for _module in ("clip_cases", "download_cases", "frame_cache_cases", "golden_cases", "reader_cases", "search_cases"):
-    pytest.register_assert_rewrite(f"tests.{_module}")
+    pytest.register_assert_rewrite(f"tests.helpers.{_module}")

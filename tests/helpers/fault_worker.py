@@ -21,6 +21,8 @@ from tests.helpers.launch import free_port
 
 ROLE = "main_task_retrieval.main"
 TIME_LIMIT = 120
+# Imported once, before a rank is forked: torch's compiler (every torch optimizer imports it) takes longest.
+PRELOADED = ["pytest", "torch._dynamo", "torch.utils.tensorboard", "tests.helpers.fault_worker"]
 LAUNCHER_GRACE = 30  # torchrun's, between its SIGTERM and its SIGKILL
 
 
@@ -87,7 +89,7 @@ class Ranks:
 
     def __init__(self, world_size: int, flags: list[str], logs: Path, fault: dict | None = None):
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["pytest", "open_clip.tokenizer", "tests.helpers.fault_worker"])
+        context.set_forkserver_preload(PRELOADED)
         logs.mkdir(parents=True, exist_ok=True)
         self.logs = [logs / f"rank{rank}.txt" for rank in range(max(world_size, 1))]
         for log in self.logs:
