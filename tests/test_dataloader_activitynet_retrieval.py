@@ -7,7 +7,7 @@ import pytest
 
 from dataloaders.annotations import Caption, MissingVideosError
 from dataloaders.dataloader_activitynet_retrieval import read_split
-from tests.helpers.reader_cases import data_set, read_in_time
+from tests.helpers.reader_cases import data_set
 
 ENTRIES = {
     "v_QOlS": {"duration": 82.73, "timestamps": [[0.8, 19.9], [17, 60]], "sentences": ["She dances.", " She stops."]},
@@ -100,6 +100,6 @@ def test_counts_of_the_real_files(real_annotations, tmp_path, subset, names, cap
     folder: Path = real_annotations / "activitynet"
     args = data_set(tmp_path, {}, [f"{video_id}.mp4" for video_id in json.loads((folder / names[1]).read_text())])
     args.data_path = str(folder)
-    annotations = read_in_time(read_split, args, subset)
+    annotations = read_split(args, subset)
     assert len(annotations.video_paths) == len(annotations.captions) == captions
     assert annotations.notes == (f"{silent} ids without captions left out",)

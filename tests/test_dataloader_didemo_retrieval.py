@@ -6,7 +6,7 @@ import pytest
 
 from dataloaders.annotations import Caption, MissingVideosError
 from dataloaders.dataloader_didemo_retrieval import read_split
-from tests.helpers.reader_cases import data_set, read_in_time
+from tests.helpers.reader_cases import data_set
 
 ENTRIES = [
     {"video": "35@N01_60_dc.mov", "description": "the man bends ", "times": [[1, 1]]},
@@ -93,6 +93,6 @@ def test_counts_of_the_real_files(real_annotations, tmp_path, subset, videos, sh
         (tmp_path / place).mkdir()
         args = data_set(tmp_path / place, {}, sorted(files))
         args.data_path = str(folder)
-        annotations = read_in_time(read_split, args, subset)
+        annotations = read_split(args, subset)
         assert len(annotations.video_paths) == len(annotations.captions) == videos
         assert annotations.notes == notes

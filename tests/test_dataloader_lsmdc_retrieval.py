@@ -1,10 +1,12 @@
 """LSMDC: six fields between tabs, and clip ids full of dots."""
 
+from functools import partial
+
 import pytest
 
 from dataloaders.annotations import Caption, MissingVideosError
 from dataloaders.dataloader_lsmdc_retrieval import FILE_NAMES, read_split
-from tests.helpers.reader_cases import data_set, read_in_time
+from tests.helpers.reader_cases import calls_of, data_set
 
 UGLY_TRUTH = "3086_UGLY_TRUTH_00.23.23.000-00.23.28.886"
 PIANIST = "0017_Pianist_00.23.28.872-00.23.34.843"
@@ -71,18 +73,20 @@ def test_counts_of_the_real_file(real_annotations, tmp_path):
     rows = (real_annotations / "lsmdc" / FILE_NAMES["test"]).read_text().split("\n")
     args = data_set(tmp_path, {}, [f"{line.split()[0]}.avi" for line in rows if line])
     args.data_path = str(real_annotations / "lsmdc")
-    annotations = read_in_time(read_split, args, "test")
+    annotations = read_split(args, "test")
     assert (len(annotations.video_paths), len(annotations.captions)) == (1000, 1000)
     assert annotations.captions[0] == Caption(UGLY_TRUTH, "SOMEONE stands below, hands on her hips.")
 
 
-def test_a_training_split_of_full_size_loads_in_time(tmp_path):
-    clips = [f"{number // 100:04}_FILM_00.{number % 100:02}.01.000-00.00.02.000" for number in range(101079)]
-    (tmp_path / FILE_NAMES["train"]).write_text("".join(row(clip, "SOMEONE walks.") for clip in clips))
-    (tmp_path / "videos").mkdir()
-    for film in range(1011):
-        (tmp_path / "videos" / f"{film:04}_FILM").mkdir()
-    for clip in clips:
-        (tmp_path / "videos" / f"{clip[:9]}" / f"{clip}.avi").touch()
-    args = data_set(tmp_path, {}, [])
-    assert len(read_in_time(read_split, args, "train").captions) == 101079
+def test_the_work_of_a_training_split_grows_with_its_clips(tmp_path):
+    """The published one has 101,079 clips, about a hundred in the folder of each film."""
+    calls = []
+    for count in (1000, 4000):
+        folder = tmp_path / str(count)
+        clips = [f"{number // 100:04}_FILM_00.{number % 100:02}.01.000-00.00.02.000" for number in range(count)]
+        content = {FILE_NAMES["train"]: "".join(row(clip, "SOMEONE walks.") for clip in clips)}
+        folder.mkdir()
+        args = data_set(folder, content, [f"{clip[:9]}/{clip}.avi" for clip in clips])
+        calls.append(calls_of(partial(read_split, args, "train")))
+        assert len(read_split(args, "train").captions) == count
+    assert calls[1] < 4.1 * calls[0]

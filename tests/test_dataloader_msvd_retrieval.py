@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dataloaders.annotations import Caption, MissingVideosError
 from dataloaders.dataloader_msvd_retrieval import read_captions, read_split
-from tests.helpers.reader_cases import data_set, read_in_time
+from tests.helpers.reader_cases import data_set
 
 CAPTIONS = {
     "-4wsu_5_15": [["a", "squirrel", "eats"], ["an", "animal"]],
@@ -133,5 +133,5 @@ def test_counts_of_the_real_files(real_annotations, tmp_path, subset, videos, ca
     names = [f"{name}.avi" for name in (folder / f"{subset}_list.txt").read_text().split()]
     args = data_set(tmp_path, {}, names)
     args.data_path = str(folder)
-    annotations = read_in_time(read_split, args, subset)
+    annotations = read_split(args, subset)
     assert (len(annotations.video_paths), len(annotations.captions)) == (videos, captions)
