@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from engine.run_files import DIRECTIONS, NUMBERS, read_metrics, read_ranks
 from metrics import BOOTSTRAP_RESAMPLES
@@ -20,7 +21,7 @@ QUERIES_SHOWN = 3
 
 
 def table(runs: list[Path], results: list[dict], key: str) -> str:
-    """Markdown of one direction: a row per run, then one per group of seeds.
+    """Return the Markdown table of one direction: a row per run, then one per group of seeds.
 
     Args:
         runs: the folders, named in the first column.
@@ -36,12 +37,11 @@ def table(runs: list[Path], results: list[dict], key: str) -> str:
         values = [f"{result[key][name]:.1f}" for name in NUMBERS]
         values[0] += f" [{low:.1f}, {high:.1f}]"
         lines.append(row([str(run), result["split"], epoch_of(result), str(result["seed"]), *values]))
-    for group in groups_of_seeds(results):
-        values = np.array([[results[index][key][name] for name in NUMBERS] for index in group])
-        cells = [f"{m:.1f} ± {d:.1f}" for m, d in zip(values.mean(axis=0), values.std(axis=0, ddof=1), strict=True)]
-        seeds = ", ".join(str(results[index]["seed"]) for index in group)
-        name = f"mean ± sd of {len(group)} seeds: {', '.join(runs[index].name for index in group)}"
-        lines.append(row([name, results[group[0]]["split"], "", seeds, *cells]))
+    for (_, split), seeds in groups_of_seeds(runs, results, key):
+        numbers = seeds[list(NUMBERS)]
+        cells = [f"{mean:.1f} ± {deviation:.1f}" for mean, deviation in zip(numbers.mean(), numbers.std(), strict=True)]
+        name = f"mean ± sd of {len(seeds)} seeds: {', '.join(seeds['run'])}"
+        lines.append(row([name, split, "", ", ".join(map(str, seeds["seed"])), *cells]))
     return "\n".join(lines)
 
 
@@ -61,13 +61,13 @@ def row(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def groups_of_seeds(results: list[dict]) -> list[list[int]]:
-    """Indices of the runs of each configuration with at least two seeds; a second run of a seed is left out."""
-    groups: dict[tuple, dict[int, int]] = {}
-    for index, result in enumerate(results):
-        configuration = (result["configuration_sha256_without_seed"], result["split"])
-        groups.setdefault(configuration, {}).setdefault(result["seed"], index)
-    return [list(group.values()) for group in groups.values() if len(group) > 1]
+def groups_of_seeds(runs: list[Path], results: list[dict], key: str) -> list[tuple[tuple, pd.DataFrame]]:
+    """Return ((configuration, split), runs) of every configuration with at least two seeds, one run per seed."""
+    same = ["configuration_sha256_without_seed", "split"]
+    frame = pd.DataFrame([{name: result[name] for name in (*same, "seed")} | result[key] for result in results])
+    frame.insert(0, "run", [run.name for run in runs])
+    groups = frame.drop_duplicates([*same, "seed"]).groupby(same, sort=False)
+    return [(configuration, group) for configuration, group in groups if len(group) > 1]
 
 
 def paired_difference(first: dict, second: dict) -> tuple[float, float]:
