@@ -23,12 +23,9 @@ from engine.run import check_output_dir
 from engine.run_files import write_flags
 from engine.training import train
 from engine.training import train_epoch as train_epoch  # and this
-from modules.checkpoint import check_evaluable, checkpoint_epoch
-from modules.clip_weights import read_state_dict
+from modules.checkpoint import checkpoint_epoch, open_model
 from modules.configuration import CLIP4ClipConfig
-from modules.distributed import local_main_process_first
-from modules.file_utils import cached_path
-from modules.initialization import check_vocabulary, freeze_clip_layers, set_precision
+from modules.initialization import freeze_clip_layers, set_precision
 from modules.modeling import CLIP4Clip
 from modules.module_clip import set_grad_checkpointing
 from modules.tokenization_clip import SimpleTokenizer
@@ -109,19 +106,9 @@ def log_parameters(args: argparse.Namespace, process: util.Process) -> None:
 
 
 def init_model(args: argparse.Namespace, process: util.Process, vocabulary: int) -> CLIP4Clip:
-    """The model with its weights, on the device, in the precision of `args`, with frozen layers frozen."""
-    weights = None
-    if args.init_model:
-        with local_main_process_first():
-            path = cached_path(args.init_model, args.cache_dir or None)
-        weights = read_state_dict(path)
-    model = CLIP4Clip.from_pretrained(
-        args.cross_model, state_dict=weights, cache_dir=args.cache_dir or None, task_config=args
-    )
-    check_vocabulary(model.clip, vocabulary, args.pretrained_clip_name)
-    if not args.do_train:
-        check_evaluable(model.config, model.weight_report, weights, args.init_model)
-    else:
+    """Return the model with its weights, on the device, in the precision of `args`, with frozen layers frozen."""
+    model = open_model(args, vocabulary, for_training=args.do_train)
+    if args.do_train:
         frozen = freeze_clip_layers(model.clip, args.freeze_layer_num)
         logger.info("%d of CLIP's weights are frozen (--freeze_layer_num %d)", len(frozen), args.freeze_layer_num)
     set_precision(model, args.precision)

@@ -22,7 +22,8 @@ from modules.token_interaction import PackedTokens
 from modules.tokenization_clip import SimpleTokenizer
 from scripts.miniature.moving_shapes import COLOURS, SHAPES
 from scripts.miniature.msrvtt import MOTIONS
-from scripts.show_wti.__main__ import add_model_flags, given_model_flags, load_model, read_text, read_video
+from scripts.show_wti.encoding import add_model_flags, load_model, read_text, read_video
+from video_search.encoder_flags import given_flags
 
 INFORMATIVE, EMPTY = "frames with a shape", "empty frames"
 COLOUR, SHAPE, MOTION = "colours", "shapes", "motions"
@@ -144,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
     add_model_flags(parser)
     args = parser.parse_args(argv)
     try:
-        model, flags = load_model(args.init_model, given_model_flags(args))
+        model, flags = load_model(args.init_model, given_flags(args))
         print(report(list(video_samples(model, flags, args.data)), list(caption_samples(model, args.data))))
     except (OSError, ValueError, VideoReadError) as error:
         sys.exit(f"wti_weights: {error}")

@@ -20,6 +20,7 @@ import numpy as np
 import metrics
 from engine.provenance import provenance
 from modules import post_processing
+from modules.checkpoint import FLAGS_FILE
 from modules.whole_files import text_sha256, write_text
 
 METRICS_FILE = "metrics.json"
@@ -27,7 +28,6 @@ RANKS_FILE = "ranks.csv"
 HOLDOUT_FILE = "holdout.txt"
 UNREADABLE_VIDEOS_FILE = "bad_videos.csv"
 GALLERY_FILE = "gallery.csv"
-FLAGS_FILE = "flags.json"
 
 DIRECTIONS = {metrics.TEXT_TO_VIDEO: "text_to_video", metrics.VIDEO_TO_TEXT: "video_to_text"}  # keys of metrics.json
 NUMBERS = (*(f"R{depth}" for depth in metrics.RECALL_DEPTHS), "MdR", "MnR")

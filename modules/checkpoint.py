@@ -3,18 +3,26 @@
 Epochs in file names and in the optimizer file count from 0.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from modules.distributed import broadcast_weights, get_rank
+from modules.clip_weights import read_state_dict
+from modules.distributed import broadcast_weights, get_rank, local_main_process_first
+from modules.file_utils import cached_path
 from modules.heads import fitting_heads, head_key_prefixes
+from modules.initialization import check_vocabulary
+from modules.modeling import CLIP4Clip
 from modules.module_clip import count_blocks
 from modules.tensor_files import load_tensors
 from modules.whole_files import atomic_write
+
+FLAGS_FILE = "flags.json"  # the flags of a run, in the folder of its checkpoints
 
 
 def model_path(output_dir: str | Path, epoch: int) -> Path:
@@ -97,6 +105,47 @@ def load_optimizer(
             f"--resume_model {path} is not an optimizer file of this model (pytorch_opt.bin.N): "
             f"{type(error).__name__}: {error}"
         ) from error
+
+
+def read_flags(folder: str | Path) -> dict[str, Any]:
+    """Return the flags that a run recorded in its folder, beside its checkpoints; empty without flags.json.
+
+    Raises ValueError naming a file that is not JSON or holds something else.
+    """
+    path = Path(folder) / FLAGS_FILE
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not the flags of a run")
+    return content
+
+
+def open_model(flags, vocabulary: int, for_training: bool = False) -> CLIP4Clip:
+    """Return the model of `flags` with the weights of `flags.init_model`, in float32 on the CPU.
+
+    This is the one way from flags to a model: for training, evaluation, index, search and pictures. `flags` is any
+    object with the attributes of `CLIP4ClipConfig`, `init_model` and `cache_dir`; the last two may be "" or None.
+    `vocabulary` is the number of the tokenizer's tokens. With `for_training` a head may be newly initialized.
+
+    Raises:
+        FileNotFoundError: a file of weights is missing.
+        ValueError: damaged weights, or flags that do not fit them; the message names those that do.
+    """
+    cache_dir = getattr(flags, "cache_dir", None) or None
+    weights = None
+    if flags.init_model:
+        with local_main_process_first():
+            path = cached_path(flags.init_model, cache_dir)
+        weights = read_state_dict(path)
+    model = CLIP4Clip.from_pretrained("cross-base", weights, cache_dir, task_config=flags)
+    check_vocabulary(model.clip, vocabulary, model.config.pretrained_clip_name)
+    if not for_training:
+        check_evaluable(model.config, model.weight_report, weights, flags.init_model)
+    return model
 
 
 def check_evaluable(config, report, weights: Mapping[str, torch.Tensor] | None, path: str | None) -> None:

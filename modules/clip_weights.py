@@ -71,6 +71,11 @@ def describe_clip(name: str) -> ClipSource:
     )
 
 
+def is_missing_file(name: str) -> bool:
+    """Return whether a CLIP's name is not OpenAI's, open_clip's or an address: it is a file, and not found here."""
+    return name not in OPENAI_CLIPS and ":" not in name and not Path(name).expanduser().is_file()
+
+
 def describe_open_clip(name: str) -> ClipSource:
     """The source for open_clip's `MODEL:TAG`, or `MODEL:FILE` for weights of that model kept in a file."""
     import open_clip  # takes seconds; only runs that name an open_clip model need it

@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import xml.etree.ElementTree
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,13 @@ from PIL import Image
 
 from dataloaders.rawvideo_util import RawVideoExtractor
 from modules.explanation import Explanation, explain
+from modules.modeling import CLIP4Clip
 from modules.tokenization_clip import SimpleTokenizer
 from scripts.miniature.moving_shapes import Segment, draw_frames, write_video
 from scripts.miniature.tiny_clip import tiny_clip_state_dict
 from scripts.show_wti import __main__ as show_wti
 from scripts.show_wti.drawing import DOTS_PER_INCH, FRAME_COLOUR, WORD_COLOUR, draw_explanation, drawable
+from scripts.show_wti.encoding import load_model
 from tests.helpers.clip_cases import with_prefix
 from tests.helpers.launch import run_python
 
@@ -42,7 +45,7 @@ def folder(tmp_path_factory) -> Path:
     flags = {**FLAGS, "pretrained_clip_name": str(folder / "clip.pt")}
     (folder / "flags.json").write_text(json.dumps({**flags, "epochs": 5, "precision": "clip_fp16"}))
     torch.manual_seed(0)
-    model = show_wti.CLIP4Clip.from_pretrained("cross-base", task_config=show_wti.argparse.Namespace(**flags))
+    model = CLIP4Clip.from_pretrained("cross-base", task_config=Namespace(**flags))
     for name in ("text_weight_fc", "video_weight_fc"):
         for layer in getattr(model, name):
             if isinstance(layer, torch.nn.Linear):  # from weights that are all alike to some that are not
@@ -87,7 +90,7 @@ def test_the_score_is_that_of_an_evaluation(folder, tmp_path, capsys):
     text = "a red circle and a blue star"
     show_wti.main(arguments(folder, text, tmp_path / "wti.svg"))
     [score] = re.findall(r"score ([-\d.]+)", capsys.readouterr().out)
-    model, _ = show_wti.load_model(str(folder / "pytorch_model.bin.0"), {})
+    model, _ = load_model(str(folder / "pytorch_model.bin.0"), {})
     ids, mask = torch.zeros(2, 1, 16, dtype=torch.int64)
     ids[0, :9] = torch.tensor([49406, *SimpleTokenizer().encode(text), 49407])
     mask[0, :9] = 1
@@ -102,15 +105,15 @@ def test_the_score_is_that_of_an_evaluation(folder, tmp_path, capsys):
 
 def test_recorded_flags_given_flags_and_defaults(folder, tmp_path):
     checkpoint = folder / "pytorch_model.bin.0"
-    _, flags = show_wti.load_model(str(checkpoint), {"max_frames": 2})
+    _, flags = load_model(str(checkpoint), {"max_frames": 2})
     assert (flags.max_frames, flags.max_words, flags.agg_module) == (2, 16, "seqTransf")
     assert (flags.feature_framerate, flags.wti_arch, flags.precision) == (1, 2, "fp32")
     alone = tmp_path / "pytorch_model.bin.0"
     alone.symlink_to(checkpoint)  # without a record beside it
     given = {**FLAGS, "pretrained_clip_name": str(folder / "clip.pt")}
     del given["max_words"]
-    model, flags = show_wti.load_model(str(alone), given)
-    assert (flags.max_words, model.config.max_words) == (20, 20)
+    model, flags = load_model(str(alone), given)
+    assert (flags.max_words, model.config.max_words) == (32, 32)  # as an index has it
     assert not model.training
 
 
@@ -142,13 +145,12 @@ def test_any_text_without_a_display(folder, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--init_model", "nowhere.bin"], "--init_model: no file at nowhere.bin"),
+        (["--init_model", "/nowhere.bin"], "--init_model: no file at /nowhere.bin"),
         (["--video", "nowhere.mp4"], "nowhere.mp4: No such file or directory"),
         (["--video", __file__], f"{__file__}: FFmpeg finds no video in it"),
         (["--text", " \n"], "--text has no words"),
         (["--sim_header", "meanP"], "--sim_header meanP does not compare words with frames; choose from ti, wti"),
         (["--wti_arch", "3"], "--wti_arch|lacks text_weight_fc.4.weight"),
-        (["--slice_framepos", "7"], "slice_framepos must be one of 0, 1, 2; got 7"),
         (["--output", "no/such/folder/wti.png"], "No such file or directory: 'no/such/folder/wti.png'"),
     ],
 )
@@ -161,12 +163,31 @@ def test_an_error_is_one_line(folder, tmp_path, capsys, flags, message):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_flags_have_the_choices_of_training(folder, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        show_wti.main([*arguments(folder, "a red circle", tmp_path / "wti.png"), "--slice_framepos", "7"])
+    assert "--slice_framepos: invalid choice: 7 (choose from 0, 1, 2)" in capsys.readouterr().err
+
+
+def test_the_starting_weights_may_be_gone(folder, tmp_path, capsys):
+    """A checkpoint holds all of CLIP: what flags.json says of another file is not needed."""
+    (tmp_path / "pytorch_model.bin.0").symlink_to(folder / "pytorch_model.bin.0")
+    flags = json.loads((folder / "flags.json").read_text())
+    (tmp_path / "flags.json").write_text(json.dumps({**flags, "pretrained_clip_name": "/gone/clip.pt"}))
+    video = ["--video", str(folder / "video.mp4"), "--text", "a red circle", "--output", str(tmp_path / "wti.png")]
+    tables = []
+    for checkpoint in (folder, tmp_path):
+        show_wti.main(["--init_model", str(checkpoint / "pytorch_model.bin.0"), *video])
+        tables.append(capsys.readouterr().out)
+    assert tables[0] == tables[1]
+
+
 @pytest.mark.parametrize("content", ["{", "[1, 2]", "7"])
 def test_a_damaged_record_is_named(folder, tmp_path, content):
     (tmp_path / "pytorch_model.bin.0").symlink_to(folder / "pytorch_model.bin.0")
     (tmp_path / "flags.json").write_text(content)
-    with pytest.raises(ValueError, match=re.escape(f"{tmp_path / 'flags.json'} holds no flags: ")):
-        show_wti.load_model(str(tmp_path / "pytorch_model.bin.0"), {})
+    with pytest.raises(ValueError, match=f"{tmp_path / 'flags.json'} (is not valid JSON: |holds a (list|int), not)"):
+        load_model(str(tmp_path / "pytorch_model.bin.0"), {})
 
 
 def test_other_pictures_are_an_argument_error(folder, tmp_path, capsys):

@@ -12,8 +12,11 @@ import torch.nn.functional as F
 
 from dataloaders.rawvideo_util import RawVideoExtractor, VideoReadError
 from dataloaders.worker_pool import ProcessDied
+from modules.modeling import CLIP4Clip
 from modules.tokenization_clip import END_TOKEN, START_TOKEN
 from scripts.miniature.msrvtt import write_mini_msrvtt
+from tests.helpers.clip_cases import task as model_flags
+from tests.helpers.clip_cases import tiny_clip, with_prefix
 from tests.helpers.search_cases import write_checkpoint
 from video_search import encoder as encoder_module
 from video_search import reading
@@ -257,8 +260,8 @@ def test_which_flag_wins(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "flags.json cannot be read as JSON"),
-        ("[]", "flags.json holds no flags but a list"),
+        ("{", "flags.json is not valid JSON"),
+        ("[]", "flags.json holds a list, not the flags of a run"),
         ('{"max_frames": "4"}', "flags.json: max_frames is '4', not of type int"),
         ('{"sim_header": "best"}', "flags.json: sim_header is 'best'; choose from meanP"),
     ],
@@ -282,9 +285,9 @@ def test_checkpoints_that_do_not_fit(tmp_path):
     assert Encoder.load(sim_header="ti", **clip).settings["init_model"] == ""
     with pytest.raises(FileNotFoundError, match="--init_model: no file at .*/nothing.bin$"):
         Encoder.load("nothing.bin")
-    with pytest.raises(FileNotFoundError, match="nothing.bin; the index was made with it: say by --init_model"):
+    with pytest.raises(FileNotFoundError, match="nothing.bin; the index was made with it: give its present place"):
         Encoder.load(settings={"init_model": "/nothing.bin"})
-    with pytest.raises(TypeError, match="no flags of an encoder: max_frame"):
+    with pytest.raises(TypeError, match="unknown flags of an encoder: max_frame; choose from init_model"):
         Encoder.load(max_frame=3)
 
 
@@ -319,6 +322,30 @@ def test_the_fingerprint(tmp_path):
     ]  # fmt: skip
     prints = {fingerprint, *(Encoder.load(**{**flags, **other}).fingerprint for other in others)}
     assert len(prints) == 1 + len(others)
+
+
+@pytest.mark.parametrize(
+    ("head", "flags", "expected"),
+    [
+        ("wti", {"agg_module": "seqTransf"}, "779331a784991821137f9da9efe23f247b1b3549721b1274da0e6001174bd8fd"),
+        (
+            "wti",
+            {"agg_module": "seqTransf", "max_frames": 4, "slice_framepos": 0, "max_words": 9},
+            "b27dd957aa4226f6fb7610fee1c3431875203b68a537de43a5e9c22c3ae946dd",
+        ),
+        ("meanP", {"linear_patch": "3d"}, "292af0afbe08a028244d543341c9b110d682c2ed5d2b34e1061f471f7078a2e9"),
+    ],
+)
+def test_the_fingerprint_stays(tmp_path, head, flags, expected):
+    """Computed at commit 4c10ad0: an index made by an earlier version is opened, not made again."""
+    clip = with_prefix("clip.", tiny_clip(vocabulary_size=49408, context_length=34))
+    model = CLIP4Clip.from_pretrained("cross-base", clip, task_config=model_flags(head, **flags))
+    exact = {
+        name: (torch.arange(weight.numel()) % 17 - 8).reshape(weight.shape) / 16
+        for name, weight in model.state_dict().items()
+    }
+    torch.save(exact, tmp_path / "model.bin")
+    assert Encoder.load(tmp_path / "model.bin", sim_header=head, **flags).fingerprint == expected
 
 
 @pytest.mark.parametrize("precision", ["clip_fp16", "bf16"])

@@ -13,7 +13,7 @@ from modules.checkpoint import model_path
 from modules.tokenization_clip import SimpleTokenizer
 from scripts.miniature.msrvtt import write_mini_msrvtt
 from scripts.miniature.tiny_clip import tiny_clip_state_dict
-from scripts.show_wti.__main__ import load_model
+from scripts.show_wti.encoding import load_model
 from tests.helpers.clip_cases import with_prefix
 from tests.helpers.tiny_run import data_flags, write_tiny_run
 

@@ -18,24 +18,21 @@ from dataloaders.annotations import SURROGATE
 from dataloaders.rawvideo_util import RawVideoExtractor
 from dataloaders.retrieval_dataset import pad_ids, with_special_tokens
 from dataloaders.worker_pool import available_cores
-from modules.checkpoint import check_evaluable
-from modules.clip_weights import describe_clip, read_state_dict
+from modules.checkpoint import open_model
+from modules.clip_weights import describe_clip
 from modules.configuration import CLIP4ClipConfig
-from modules.file_utils import cached_path
 from modules.heads import Head
-from modules.initialization import check_vocabulary, set_precision
+from modules.initialization import set_precision
 from modules.modeling import CLIP4Clip
 from modules.module_clip import trim_padding
 from modules.tokenization_clip import SimpleTokenizer
-from video_search.encoder_flags import FLAGS, resolve_flags
+from video_search.encoder_flags import ENCODER_FLAGS, resolve_flags
 from video_search.reading import UnreadableFile, read_videos
 from video_search.vectors import Query, VideoVectors
 
 MAX_CHARACTERS = 20_000
 FRAMES_AT_ONCE = 192  # 16 videos of 12 frames: enough to keep a GPU busy, and 2 GB at most for the largest CLIP
 TEXTS_AT_ONCE = 64
-# What an index remembers and its vectors do not depend on: places of files, and the length of queries.
-NOT_OF_VIDEOS = ("init_model", "pretrained_clip_name", "max_words")
 
 
 class Encoder:
@@ -60,22 +57,22 @@ class Encoder:
     def load(
         cls, init_model: str | os.PathLike | None = None, settings: Mapping[str, Any] | None = None, **flags
     ) -> "Encoder":
-        """The encoder of a checkpoint, or of CLIP itself, on the GPU if there is one.
+        """Return the encoder of a checkpoint, or of CLIP itself, on the GPU if there is one.
 
-        `flags` are those of `FLAGS`; what they leave out is as in the `settings` of an index, else as in the flags.json
-        beside the checkpoint, else the default. Raises ValueError for flags that do not fit the checkpoint or each
-        other, and for a damaged file; FileNotFoundError where there is none; TypeError for an unknown flag.
+        `flags` are those of `ENCODER_FLAGS`; one that is not given comes from the `settings` of an index, else from
+        flags.json beside the checkpoint, else it has its default.
+
+        Raises:
+            ValueError: flags that do not fit the checkpoint or each other, or a damaged file.
+            FileNotFoundError: a missing checkpoint or file of weights.
+            TypeError: an unknown flag.
         """
         values = resolve_flags(init_model, settings, flags)
-        cache_dir = values.pop("cache_dir") or None
-        weights = read_state_dict(cached_path(values["init_model"], cache_dir)) if values["init_model"] else None
-        model = CLIP4Clip.from_pretrained("cross-base", weights, cache_dir, task_config=SimpleNamespace(**values))
-        check_evaluable(model.config, model.weight_report, weights, values["init_model"])
+        model = open_model(SimpleNamespace(**values), SimpleTokenizer().vocab_size)
+        del values["cache_dir"]  # where downloads lie is no property of the vectors
         fingerprint = fingerprint_of(model, values)
         set_precision(model, values["precision"])
-        encoder = cls(model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), values, fingerprint)
-        check_vocabulary(model.clip, encoder.tokenizer.vocab_size, values["pretrained_clip_name"])
-        return encoder
+        return cls(model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), values, fingerprint)
 
     def text(self, text: str) -> Query:
         """A text as a query; raises ValueError where it is blank, endless, or no text."""
@@ -210,11 +207,14 @@ def cut_notice(tokens: int, max_words: int) -> str:
 
 
 def fingerprint_of(model: CLIP4Clip, settings: Mapping[str, Any]) -> str:
-    """What `Encoder.fingerprint` says; the weights as the model has them, whatever the form of their file."""
+    """Return the fingerprint: SHA-256 of the model's weights, whatever the form of their file, and of the settings.
+
+    Settings count when the vectors of videos depend on them beyond the weights.
+    """
     source = describe_clip(settings["pretrained_clip_name"])
     towers = model.clip.visual.transformer, model.clip.transformer
     facts = {
-        **{name: settings[name] for name in FLAGS if name in settings and name not in NOT_OF_VIDEOS},
+        **{name: settings[name] for name, flag in ENCODER_FLAGS.items() if flag.decides_videos},
         "activation": source.activation,
         "heads": [tower.resblocks[0].attn.heads for tower in towers],
         "frame_statistics": model.frame_statistics,

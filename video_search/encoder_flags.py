@@ -1,137 +1,111 @@
-"""The flags that decide what vectors an encoder makes, and where their values come from."""
+"""The flags with which a command opens a checkpoint to encode videos and texts, and where their values come from.
+
+They are those of `engine.flags` that say so, with their help. A value is the one given on the command line, else that
+of the index, else that in the training's flags.json, else the default.
+"""
 
 import argparse
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from modules.clip_weights import OPENAI_CLIPS
-from modules.configuration import AGG_MODULES, SIM_HEADERS
-from modules.module_clip import LINEAR_PATCHES
-from modules.token_interaction import WTI_ARCHITECTURES, WTI_PADDINGS
+from engine.flags import FLAGS, Flag, check_minimums
+from modules.checkpoint import FLAGS_FILE, read_flags
+from modules.clip_weights import is_missing_file
 
-TRAINING_FLAGS_FILE = "flags.json"  # which a training writes beside its checkpoints
-PRECISIONS = ("fp32", "clip_fp16", "bf16", "fp16")
+ENCODER_FLAGS = {name: flag for name, flag in FLAGS.items() if flag.of_encoder}
 
 
-class Flag(NamedTuple):
-    """What a flag is without any word of it, what it means, and its choices where it has some."""
-
-    default: str | int
-    help: str
-    choices: tuple = ()
+def default_of(flag: Flag) -> str | int:
+    """Return the default of one of `ENCODER_FLAGS`."""
+    return flag.default if flag.encoder_default is None else flag.encoder_default
 
 
-FLAGS = {
-    "init_model": Flag("", "checkpoint (CLIP4Clip's, DRL's or ours); without one CLIP itself, for heads of no weights"),
-    "pretrained_clip_name": Flag("ViT-B/32", "OpenAI's name, open_clip's MODEL:TAG or MODEL:FILE, or a file"),
-    "sim_header": Flag("meanP", "how texts and videos are compared", SIM_HEADERS),
-    "agg_module": Flag("none", "temporal aggregation of the frames for xti, ti and wti", AGG_MODULES),
-    "wti_arch": Flag(2, "linear layers of wti's weight networks", WTI_ARCHITECTURES),
-    "wti_padding": Flag("zero", "padded words and frames count as cosine 0, or for nothing", WTI_PADDINGS),
-    "linear_patch": Flag("2d", "patches of one frame, or of three", LINEAR_PATCHES),
-    "cross_num_hidden_layers": Flag(4, "blocks of seqTransf and of the cross encoder"),
-    "max_words": Flag(32, "tokens per text, start and end token included"),
-    "max_frames": Flag(12, "frames per video"),
-    "feature_framerate": Flag(1, "frames sampled per second of video"),
-    "slice_framepos": Flag(2, "frames of a longer video: 0 the first, 1 the last, 2 evenly spread", (0, 1, 2)),
-    "precision": Flag("fp32", "numbers that the encoders compute in", PRECISIONS),
-    "cache_dir": Flag("", "folder for downloads"),
-}
-# A training's precision is that of its device: its weights are as good in fp32, which every device computes.
-OF_TRAINING = {*FLAGS} - {"init_model", "precision", "cache_dir"}
-
-
-def add_encoder_flags(parser: argparse.ArgumentParser) -> None:
-    """All of `FLAGS`; one that is not given is None, as an index or a checkpoint may know it."""
+def add_encoder_flags(parser: argparse.ArgumentParser, without: Collection[str] = ()) -> None:
+    """Add all of `ENCODER_FLAGS` but some; one that is not given is None, as an index or flags.json may have it."""
     group = parser.add_argument_group(
-        "model", "What is not given is as the index, or else the flags.json beside the checkpoint, says."
-    )
-    for name, flag in FLAGS.items():
-        default = f" (else {flag.default})" if flag.default != "" else ""
-        group.add_argument(
-            f"--{name}", type=type(flag.default), choices=flag.choices or None, help=f"{flag.help}{default}"
-        )
+        "model", f"Flags that are not given come from the index, if there is one, then from {FLAGS_FILE} beside the "
+        "checkpoint.",
+    )  # fmt: skip
+    for name, flag in ENCODER_FLAGS.items():
+        if name not in without:
+            default = default_of(flag)
+            fallback = f" (else {default})" if default != "" else ""
+            group.add_argument(
+                f"--{name}", type=flag.kind, choices=list(flag.choices) or None,
+                help=f"{flag.encoder_help or flag.help}{fallback}",
+            )  # fmt: skip
 
 
 def given_flags(args: argparse.Namespace) -> dict[str, Any]:
-    """The flags of `add_encoder_flags` that the command line gave, for `Encoder.load`."""
-    return {name: getattr(args, name) for name in FLAGS if getattr(args, name, None) is not None}
+    """Return the flags of `add_encoder_flags` that the command line gave, for `Encoder.load`."""
+    return {name: getattr(args, name) for name in ENCODER_FLAGS if getattr(args, name, None) is not None}
 
 
 def resolve_flags(init_model: str | os.PathLike | None, settings: Mapping | None, given: Mapping) -> dict[str, Any]:
-    """A value for each of `FLAGS`: as given, else as in the `settings` of an index, else as in training, else default.
+    """Return a value for each of `ENCODER_FLAGS`: given, else of the index (`settings`), else recorded, else default.
 
-    Raises TypeError for an unknown name, ValueError naming the source for a value of another type or out of range,
-    FileNotFoundError for a checkpoint that is not there.
+    Raises:
+        TypeError: unknown name.
+        ValueError: a value of another type, out of range, or not among the choices; the message names its source.
+        FileNotFoundError: no checkpoint at this path.
     """
-    unknown = sorted(given.keys() - FLAGS.keys())
+    unknown = sorted(given.keys() - ENCODER_FLAGS.keys())
     if unknown:
-        raise TypeError(f"no flags of an encoder: {', '.join(unknown)}; there are {', '.join(FLAGS)}")
+        raise TypeError(f"unknown flags of an encoder: {', '.join(unknown)}; choose from {', '.join(ENCODER_FLAGS)}")
     given = {name: value for name, value in given.items() if value is not None}
-    settings = {name: value for name, value in (settings or {}).items() if name in FLAGS}
-    remembered = settings.pop("init_model", "")
-    checkpoint = locate_checkpoint(os.fspath(init_model or ""), remembered)
-    of_training = read_training_flags(checkpoint)
-    for source, values in (("flags", given), ("settings of the index", settings), (TRAINING_FLAGS_FILE, of_training)):
+    settings = {name: value for name, value in (settings or {}).items() if name in ENCODER_FLAGS}
+    checkpoint = locate_checkpoint(os.fspath(init_model or ""), settings.pop("init_model", ""))
+    recorded = recorded_flags(checkpoint)
+    for source, values in (("flags", given), ("settings of the index", settings), (FLAGS_FILE, recorded)):
         check_types(source, values)
-    values = {name: flag.default for name, flag in FLAGS.items()} | of_training | settings
-    if checkpoint and is_lost_file(values["pretrained_clip_name"]):
-        # A plain file of weights tells nothing that the checkpoint lacks, so that its copy elsewhere is whole.
-        values["pretrained_clip_name"] = FLAGS["pretrained_clip_name"].default
+    values = {name: default_of(flag) for name, flag in ENCODER_FLAGS.items()} | recorded | settings
+    if checkpoint and is_missing_file(values["pretrained_clip_name"]):
+        # A checkpoint holds all of CLIP, and a plain file of weights says nothing beyond them: it is not needed.
+        values["pretrained_clip_name"] = default_of(ENCODER_FLAGS["pretrained_clip_name"])
     values |= given | {"init_model": checkpoint}
     values["pretrained_clip_name"] = with_whole_path(values["pretrained_clip_name"])
-    for name in ("feature_framerate", "max_frames"):
-        if values[name] < 1:
-            raise ValueError(f"--{name} {values[name]} must be at least 1")
+    check_minimums(argparse.Namespace(**values), tuple(ENCODER_FLAGS.values()))
     return values
 
 
 def with_whole_path(clip_name: str) -> str:
-    """The name, in which FILE or MODEL:FILE has its whole path: a search may start in another folder."""
+    """Return the name with the whole path of FILE or MODEL:FILE: a search may start in another folder."""
     model, colon, file = clip_name.rpartition(":")
     path = os.path.expanduser(file)
     return f"{model}{colon}{os.path.abspath(path)}" if os.path.isfile(path) else clip_name
 
 
 def locate_checkpoint(given: str, remembered: str) -> str:
-    """The whole path of the checkpoint that is given, or else remembered by an index; "" for none, an address as is."""
+    """Return the whole path of the checkpoint that is given, else of the one that an index remembers.
+
+    "" stands for no checkpoint; an address stays as it is. Raises FileNotFoundError.
+    """
     path = given or remembered
     if not path or "://" in path:
         return path
     path = os.path.abspath(os.path.expanduser(path))
     if not os.path.isfile(path):
-        advice = "" if given else "; the index was made with it: say by --init_model where it lies now"
+        advice = "" if given else "; the index was made with it: give its present place by --init_model"
         raise FileNotFoundError(f"--init_model: no file at {path}{advice}")
     return path
 
 
-def read_training_flags(checkpoint: str) -> dict[str, Any]:
-    """What the flags.json beside a checkpoint says of the model; nothing where there is none."""
-    path = Path(checkpoint).parent / TRAINING_FLAGS_FILE
-    if not checkpoint or not path.is_file():
+def recorded_flags(checkpoint: str) -> dict[str, Any]:
+    """Return what flags.json beside a checkpoint records of the model; empty for an address or without flags.json."""
+    if not checkpoint or "://" in checkpoint:
         return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no flags but a {type(content).__name__}")
-    return {name: value for name, value in content.items() if name in OF_TRAINING and value is not None}
+    recorded = read_flags(Path(checkpoint).parent)
+    names = [name for name, flag in ENCODER_FLAGS.items() if flag.is_recorded]
+    return {name: recorded[name] for name in names if recorded.get(name) is not None}
 
 
 def check_types(source: str, values: Mapping) -> None:
-    """Raise ValueError where a value has not the type of its flag, or is none of its choices."""
+    """Raise ValueError for the first value that is not of its flag's type or not among its choices."""
     for name, value in values.items():
-        flag = FLAGS[name]
-        if type(value) is not type(flag.default):
-            raise ValueError(f"{source}: {name} is {value!r}, not of type {type(flag.default).__name__}")
+        flag = ENCODER_FLAGS[name]
+        if type(value) is not flag.kind:
+            raise ValueError(f"{source}: {name} is {value!r}, not of type {flag.kind.__name__}")
         if flag.choices and value not in flag.choices:
             raise ValueError(f"{source}: {name} is {value!r}; choose from {', '.join(map(str, flag.choices))}")
-
-
-def is_lost_file(clip_name: str) -> bool:
-    """True for what is neither a known name nor an address nor a file: a file that lies elsewhere."""
-    return clip_name not in OPENAI_CLIPS and ":" not in clip_name and not Path(clip_name).expanduser().is_file()

@@ -1,15 +1,15 @@
 """What a report shows of runs: their numbers, curves, ranks, and worst queries with the frames of the videos."""
 
 import csv
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from dataloaders.rawvideo_util import RawVideoExtractor, VideoReadError, encode_jpeg
-from engine.run_files import FLAGS_FILE, GALLERY_FILE, RANKS_FILE, TOP_COUNT, read_metrics, read_ranks
+from engine.run_files import GALLERY_FILE, RANKS_FILE, TOP_COUNT, read_metrics, read_ranks
 from engine.run_log import read_lines
 from metrics import TEXT_TO_VIDEO
+from modules.checkpoint import read_flags
 
 Curve = tuple[list[float], list[float]]
 """Places on the horizontal axis, and values."""
@@ -80,17 +80,6 @@ def read_runs(folders: list[Path]) -> list[Run]:
         )
         for folder, name in zip(folders, names, strict=True)
     ]  # fmt: skip
-
-
-def read_flags(folder: Path) -> dict:
-    """`flags.json` of a run, empty where it has none; ValueError naming a file that is something else."""
-    path = folder / FLAGS_FILE
-    if not path.is_file():
-        return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")).items())
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} is not what a run writes: {type(error).__name__}: {error}") from error
 
 
 def ranks_of(folder: Path, direction: str) -> list[int]:

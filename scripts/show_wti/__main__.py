@@ -3,97 +3,23 @@
     python -m scripts.show_wti --init_model runs/wti/pytorch_model.bin.4 --video dog.mp4 --text "a dog runs"
 
 Prints a table of the words and one of the frames, and writes the picture as PNG and as SVG. The model's flags are those
-of the training, read from the flags.json beside the checkpoint; flags on the command line win, and what neither says
-has the training's default. The encoders compute in float32 on the processor.
+of the training, read from flags.json beside the checkpoint; flags on the command line take precedence, and a flag in
+neither has the default of scripts.index. The encoders compute in float32 on the CPU.
 """
 
 import argparse
-import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
-import main_task_retrieval
-from dataloaders.rawvideo_util import RawVideoExtractor, VideoReadError
-from dataloaders.retrieval_dataset import pad_frames, pad_ids, with_special_tokens
-from engine.arguments import build_parser
-from engine.run_files import FLAGS_FILE
+from dataloaders.rawvideo_util import VideoReadError
 from modules.explanation import Explanation, by_whole_words, whole_words
-from modules.heads import check_explainable
-from modules.modeling import CLIP4Clip
-from modules.retrieval import encode_texts, encode_videos
-from modules.token_interaction import PackedTokens
 from modules.tokenization_clip import SimpleTokenizer
 from scripts.show_wti.drawing import draw_explanation
-from util import Process
-
-# what decides how a checkpoint reads texts and videos
-MODEL_FLAGS = {
-    "pretrained_clip_name": str, "sim_header": str, "agg_module": str, "wti_arch": int, "wti_padding": str,
-    "linear_patch": str, "cross_num_hidden_layers": int, "max_words": int, "max_frames": int,
-    "feature_framerate": int, "slice_framepos": int,
-}  # fmt: skip
-
-
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """Add `--init_model` and the model's flags; those of the model that are not given set no attribute."""
-    parser.add_argument("--init_model", required=True, help="checkpoint of a training with --sim_header ti or wti")
-    group = parser.add_argument_group(
-        "the model", f"as in main_task_retrieval.py; what is not given comes from {FLAGS_FILE} beside the checkpoint"
-    )
-    for name, kind in MODEL_FLAGS.items():
-        group.add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS)
-
-
-def given_model_flags(args: argparse.Namespace) -> dict:
-    """Those of the model's flags that the command line gave."""
-    return {name: value for name, value in vars(args).items() if name in MODEL_FLAGS}
-
-
-def load_model(init_model: str, given: Mapping[str, object]) -> tuple[CLIP4Clip, argparse.Namespace]:
-    """The model of a checkpoint, in evaluation mode, and its flags: `given`, else recorded beside it, else the default.
-
-    Raises OSError or ValueError naming the file or the flag for what is missing, damaged or no token-wise head.
-    """
-    if "://" not in init_model and not Path(init_model).is_file():
-        raise FileNotFoundError(f"--init_model: no file at {init_model}")
-    defaults = vars(build_parser().parse_args(["--do_eval", "--output_dir", ""]))
-    recorded = recorded_flags(Path(init_model).with_name(FLAGS_FILE))
-    chosen = {name: recorded[name] for name in (*MODEL_FLAGS, "cross_model", "cache_dir") if name in recorded}
-    flags = argparse.Namespace(**{**defaults, **chosen, **given, "init_model": init_model, "precision": "fp32"})
-    check_explainable(flags.sim_header)
-    process = Process(torch.device("cpu"))
-    return main_task_retrieval.init_model(flags, process, SimpleTokenizer().vocab_size).eval(), flags
-
-
-def recorded_flags(record: Path) -> dict:
-    """The flags of the run that wrote this file; none where there is no such file."""
-    if not record.is_file():
-        return {}
-    try:
-        return dict(json.loads(record.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{record} holds no flags: {error}") from error
-
-
-def read_text(model: CLIP4Clip, tokenizer: SimpleTokenizer, text: str) -> tuple[list[str], PackedTokens]:
-    """The tokens that the model reads of a text, with start and end token T at most, and what it makes of them."""
-    length = model.config.max_words
-    tokens = with_special_tokens(tokenizer.tokenize(text), length)
-    input_ids, mask = map(torch.from_numpy, pad_ids(tokenizer, tokens, length))
-    return tokens, encode_texts(model, [(input_ids, mask, torch.zeros_like(mask))], torch.device("cpu"))
-
-
-def read_video(model: CLIP4Clip, flags: argparse.Namespace, path: Path) -> tuple[np.ndarray, np.ndarray, PackedTokens]:
-    """Frames uint8 (V,3,H,W) of a video, the seconds (V,) at which they are shown, and what the model makes of them."""
-    length = model.config.max_frames
-    extractor = RawVideoExtractor(flags.feature_framerate, model.input_resolution)
-    frames, seconds = extractor.read_frames_with_times(path, length, flags.slice_framepos)
-    video, mask = map(torch.from_numpy, pad_frames(frames, length))
-    return frames, seconds, encode_videos(model, [(video, mask)], torch.device("cpu"))
+from scripts.show_wti.encoding import add_model_flags, load_model, read_text, read_video
+from video_search.encoder_flags import given_flags
 
 
 def text_left_out(tokenizer: SimpleTokenizer, text: str, length: int) -> str:
@@ -131,7 +57,7 @@ def show(args: argparse.Namespace) -> None:
     tokenizer = SimpleTokenizer()
     if not tokenizer.tokenize(args.text):
         raise ValueError("--text has no words")
-    model, flags = load_model(args.init_model, given_model_flags(args))
+    model, flags = load_model(args.init_model, given_flags(args))
     frames, seconds, video = read_video(model, flags, args.video)
     tokens, text = read_text(model, tokenizer, args.text)
     if left_out := text_left_out(tokenizer, args.text, flags.max_words):
