@@ -15,7 +15,7 @@ from engine.progress import Progress
 from engine.run import RunState
 from engine.run_files import write_flags
 from modules.checkpoint import keep_last_checkpoints, load_optimizer, model_path, save_checkpoint
-from modules.distributed import all_gather_objects, average_gradients, broadcast_weights, on_any_rank
+from modules.distributed import all_gather_objects, any_over_ranks, average_gradients, broadcast_weights
 from modules.grad_cache import grad_cache_backward
 from modules.modeling import CLIP4Clip
 from modules.module_clip import trim_padding
@@ -142,7 +142,7 @@ def train_epoch(
         gradient_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
         losses, norm = group.read(gradient_norm)
         is_stopping = state is not None and state.stop.is_set
-        any_not_finite, is_stopping = on_any_rank(
+        any_not_finite, is_stopping = any_over_ranks(
             [not is_finite_step(losses, norm, scaler), is_stopping], process.device
         )
         if any_not_finite:

@@ -70,7 +70,7 @@ def explain(
     )
 
 
-def by_whole_words(explanation: Explanation, words: Sequence[tuple[str, list[int]]]) -> Explanation:
+def merge_tokens(explanation: Explanation, words: Sequence[tuple[str, list[int]]]) -> Explanation:
     """The same score with one row for each of the `whole_words` of its tokens: T is then their number.
 
     Weights and parts of a word's tokens are added up. The frame that a word looks at is the one of the token that adds
@@ -81,16 +81,16 @@ def by_whole_words(explanation: Explanation, words: Sequence[tuple[str, list[int
         word_of_token[places] = word
     leading = [places[explanation.word_parts[places].argmax()] for _, places in words]
 
-    def added_up(values: torch.Tensor) -> torch.Tensor:
+    def sum_over_tokens(values: torch.Tensor) -> torch.Tensor:
         return values.new_zeros(len(words)).index_add(0, word_of_token, values)
 
     return replace(
         explanation,
         cosines=torch.stack([explanation.cosines[places].amax(dim=0) for _, places in words]),
-        text_weights=added_up(explanation.text_weights),
+        text_weights=sum_over_tokens(explanation.text_weights),
         best_frame=explanation.best_frame[leading],
         best_word=word_of_token[explanation.best_word],
-        word_parts=added_up(explanation.word_parts),
+        word_parts=sum_over_tokens(explanation.word_parts),
     )
 
 
@@ -113,18 +113,18 @@ def whole_words(tokens: Sequence[str]) -> list[tuple[str, list[int]]]:
             text, places = words[-1]
             words[-1] = (text + token, [*places, place])
         is_word_open = not is_special and not token.endswith(WORD_END)
-    return [(readable(text), places) for text, places in words]
+    return [(decode_word(text), places) for text, places in words]
 
 
-def readable(word: str) -> str:
+def decode_word(word: str) -> str:
     """The text of one word's tokens, which are written in printable stand-ins for the bytes of UTF-8."""
     if word in SPECIAL_WORDS:
         return SPECIAL_WORDS[word]
-    byte_of = bytes_of_characters()
+    byte_of = character_bytes()
     return bytes(byte_of[character] for character in word.removesuffix(WORD_END)).decode("utf-8", errors="replace")
 
 
 @cache
-def bytes_of_characters() -> dict[str, int]:
+def character_bytes() -> dict[str, int]:
     """The byte that each stand-in of CLIP's vocabulary is for."""
     return {character: byte for byte, character in open_clip_tokenizer().bytes_to_unicode().items()}

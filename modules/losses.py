@@ -1,17 +1,19 @@
-"""The contrastive loss, and channel decorrelation (CDCR) from "Disentangled Representation Learning for Text-Video
-Retrieval" (Wang et al., 2022, arXiv:2203.07111), section 3.3. Pure functions of features and masks.
+"""The contrastive loss, and channel decorrelation regularization (CDCR) as pure functions of features and masks.
+
+CDCR is from "Disentangled Representation Learning for Text-Video Retrieval" (Wang et al., 2022, arXiv:2203.07111),
+section 3.3.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-CDCR_MODES = (0, 1, 2, 3)  # off, one random pair a video, best matches, weighted best matches
-SMALLEST_VARIANCE = 1e-8  # of unit vectors' channels, which have about 1 / D: keeps constant channels finite
+CDCR_MODES = (0, 1, 2, 3)  # off, one random token pair per video, MaxSim matches, weighted MaxSim matches
+SMALLEST_VARIANCE = 1e-8  # keeps constant channels finite; channels of unit vectors have a variance of about 1 / D
 
 
 class CrossEn(nn.Module):
-    """Mean cross entropy of each row's true entry, the one at `first_column` + row: (N,G) logits -> scalar.
+    """Mean cross entropy of logits (N,G), whose true entries are at column `first_column` + row.
 
     >>> CrossEn()(torch.zeros(4, 4)).item() == torch.tensor(4.0).log().item()
     True
@@ -29,7 +31,7 @@ def one_random_token(mask: torch.Tensor) -> torch.Tensor:
 
 
 def decorrelation_loss(correlation: torch.Tensor, alpha1: float, alpha2: float) -> torch.Tensor:
-    """alpha1 * sum of (diagonal - 1)^2 + alpha2 * sum of off-diagonal^2 of a (D,D) channel correlation.
+    """Return alpha1 * sum of (diagonal - 1)^2 + alpha2 * sum of off-diagonal^2 of a channel correlation (D,D).
 
     >>> decorrelation_loss(torch.tensor([[0.5, 2.0], [0.0, 1.0]]), 1.0, 0.5).item()  # 0.25 + 0.5 * 4
     2.25
@@ -42,10 +44,10 @@ def decorrelation_loss(correlation: torch.Tensor, alpha1: float, alpha2: float) 
 def channel_correlation(
     first: torch.Tensor, second: torch.Tensor, weights: torch.Tensor | None = None, count: int | None = None
 ) -> torch.Tensor:
-    """Correlation of the channels of N pairs of vectors (N,D): (D,D).
+    """Return the correlation (D,D) between the channels of N pairs of vectors (N,D).
 
     Both sides are standardised per channel over the pairs (unbiased); the products are weighted by `weights` (N,) and
-    divided by `count`, or N. One pair, or none, correlates nothing: the result is 0.
+    divided by `count`, by default N. With fewer than two pairs the result is 0.
     """
     first, second = standardize(first), standardize(second)
     if weights is not None:
@@ -54,7 +56,7 @@ def channel_correlation(
 
 
 def standardize(vectors: torch.Tensor) -> torch.Tensor:
-    """(N,D) -> (N,D) with mean 0 and unbiased variance 1 in every channel; a constant channel becomes 0."""
+    """Scale the channels of vectors (N,D) to mean 0 and unbiased variance 1; a constant channel becomes 0."""
     vectors = vectors.float()  # variances of unit vectors underflow in half precision
     centred = vectors - vectors.sum(dim=0) / max(1, vectors.shape[0])
     variance = centred.square().sum(dim=0) / max(1, vectors.shape[0] - 1)
@@ -71,12 +73,12 @@ def token_correlation(
     mode: int,
     padding: str = "zero",
 ) -> torch.Tensor:
-    """Channel correlation (D,D) between matched words and frames of the true pairs.
+    """Return the channel correlation (D,D) between matched words and frames of the true pairs.
 
-    text (G,T,D), video (G,V,D), masks and weights (G,T), (G,V). Mode 1 matches one random valid word with one random
-    valid frame a pair; 2 every valid word with its best valid frame and every valid frame with its best valid word; 3
-    is 2 with every match weighted by its token's weight. A pair without a valid word or frame takes no part.
-    `padding` is the score's: with "zero" a padded token, at cosine 0, may be the best match, as in the published runs.
+    text (G,T,D), video (G,V,D), masks and weights (G,T), (G,V). Mode 1 matches one random valid word of a pair with one
+    random valid frame; mode 2 every valid word with its MaxSim frame and every valid frame with its MaxSim word; mode 3
+    weights the matches of mode 2 by their tokens' weights. A pair without a valid word or frame is left out. `padding`
+    is the score's: with "zero" a padded token, at cosine 0, may be the match, as in the published runs.
     """
     text, video = F.normalize(text, dim=-1), F.normalize(video, dim=-1)
     complete = text_mask.bool().any(dim=1) & video_mask.bool().any(dim=1)

@@ -64,7 +64,7 @@ class Attention(nn.Module):
             bias_query, bias_key_value = self.in_proj_bias.split((width, 2 * width))
             query = F.linear(gather_tokens(x, positions), weight_query, bias_query)
             key, value = F.linear(x, weight_key_value, bias_key_value).chunk(2, dim=-1)
-        mask = None if additive_mask is None else within_range(additive_mask, query.dtype)
+        mask = None if additive_mask is None else clamp_to_dtype(additive_mask, query.dtype)
         if causal and positions is not None:
             mask = torch.arange(x.shape[1], device=x.device) <= positions[:, None, None, None]
         mixed = F.scaled_dot_product_attention(
@@ -302,7 +302,7 @@ def gather_tokens(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     return x[torch.arange(x.shape[0], device=x.device), positions].unsqueeze(1)
 
 
-def within_range(additive_mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def clamp_to_dtype(additive_mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The mask in `dtype`, at least half its lowest number: a row of -inf alone would have no softmax."""
     return additive_mask.clamp(min=torch.finfo(dtype).min / 2).to(dtype)
 

@@ -1,11 +1,11 @@
-"""Scores from the best matches between words and frames: token-wise interaction (ti) and its weighted form (wti).
+"""MaxSim scores between words and frames: token-wise interaction (ti) and its weighted form (wti).
 
 From "Disentangled Representation Learning for Text-Video Retrieval" (Wang et al., 2022, arXiv:2203.07111), section 3.
 Pure functions of tensors and masks: no collective, no training flag. A texts of T words, B videos of V frames, width D;
 masks are 1 for real and 0 for padding.
 
-`token_interaction` is the formula. Training computes it by `token_interaction_in_blocks`, evaluation by `pack_tokens`
-and `packed_interaction`; both hold the cosines (A,T,V,B) of one block of texts and videos at a time.
+`token_interaction` is the formula. Training computes it with `token_interaction_in_blocks`, evaluation with
+`pack_tokens` and `packed_interaction`; both hold the cosines (A,T,V,B) of one block of texts and videos at a time.
 """
 
 import math
@@ -19,13 +19,15 @@ from torch import nn
 
 WTI_ARCHITECTURES = (1, 2, 3)
 WTI_PADDINGS = ("zero", "exclude")
-BLOCK_BYTES = 1 << 24  # of the cosines held at once: what a processor's last cache keeps until they are read back
+BLOCK_BYTES = 1 << 24  # memory for the cosines of a block, which then stay in a processor's last cache
 
 
 def weight_mlp(width: int, arch: int) -> nn.Module:
-    """Network that gives each token (..., D) one weight logit (..., 1): `arch` linear layers with ReLU between.
+    """Build the network from tokens (..., D) to weight logits (..., 1): `arch` linear layers with ReLU in between.
 
-    Weights start normal with std 0.02, biases at 0. Raises ValueError for an unknown `arch`.
+    Weights are initialized normally with std 0.02, biases with 0.
+
+    Raises: ValueError for an unknown `arch`.
     """
     if arch not in WTI_ARCHITECTURES:
         raise ValueError(f"wti_arch {arch!r} is unknown; choose from {', '.join(map(str, WTI_ARCHITECTURES))}")
@@ -41,24 +43,24 @@ def weight_mlp(width: int, arch: int) -> nn.Module:
 
 
 def masked_softmax(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """(N, L) logits -> (N, L) weights: softmax over valid tokens, 0 on padding, all 0 where nothing is valid.
+    """Return the softmax of logits (N,L) over the valid tokens of mask (N,L); 0 on padding, all 0 in an empty row.
 
     >>> masked_softmax(torch.zeros(2, 3), torch.tensor([[1, 1, 0], [0, 0, 0]])).tolist()
     [[0.5, 0.5, 0.0], [0.0, 0.0, 0.0]]
     """
     valid = mask.bool()
-    # the finite minimum instead of -inf: a row without a valid token would give NaN
+    # the finite minimum, since -inf would make NaN of a row without a valid token
     return logits.masked_fill(~valid, torch.finfo(logits.dtype).min).softmax(dim=-1) * valid
 
 
 def uniform_weights(mask: torch.Tensor) -> torch.Tensor:
-    """(N, L) mask -> (N, L) float32 weights: 1 / number of valid tokens, 0 on padding.
+    """Return float32 weights (N,L) of a mask (N,L): 1 / number of valid tokens, 0 on padding.
 
     >>> uniform_weights(torch.tensor([[1, 1, 0], [0, 0, 0]])).tolist()
     [[0.5, 0.5, 0.0], [0.0, 0.0, 0.0]]
     """
     mask = mask.float()
-    return mask / mask.sum(dim=-1, keepdim=True).clamp(min=1)  # a row of padding divides by 1
+    return mask / mask.sum(dim=-1, keepdim=True).clamp(min=1)  # an empty row divides by 1
 
 
 def token_interaction(
@@ -70,12 +72,14 @@ def token_interaction(
     video_weights: torch.Tensor,
     padding: str = "zero",
 ) -> torch.Tensor:
-    """Similarity of every text with every video, in [-1, 1].
+    """Return the similarity (A,B) of every text with every video, in [-1, 1].
 
-    text (A,T,D), video (B,V,D); masks and weights (A,T), (B,V) -> (A,B).
+    text (A,T,D), video (B,V,D); masks and weights (A,T), (B,V).
     s = cosine of every word with every frame; text-to-video = sum_t w_t max_v s, video-to-text = sum_v w_v max_t s;
-    the result is their mean. `padding` says what a padded token scores: "zero" counts it as cosine 0 (the published
-    checkpoints were trained so), "exclude" keeps it out of the maximum (0 where no partner is valid).
+    the result is their mean. With `padding` "zero" a padded token has cosine 0 and takes part in the maximum, as in the
+    training of the published checkpoints; with "exclude" it does not (the maximum over nothing is 0).
+
+    Raises: ValueError for an unknown `padding`.
 
     >>> word, frames = torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[3.0, 0.0], [0.0, 2.0]]])
     >>> one, two = torch.ones(1, 1), torch.ones(1, 2)
@@ -98,7 +102,7 @@ def token_interaction(
 
 
 def finite_maximum(scores: torch.Tensor, dim: int) -> torch.Tensor:
-    """Maximum along `dim`; 0 where every score is -inf."""
+    """Return the maximum along `dim`, 0 if every score is -inf."""
     maximum = scores.amax(dim=dim)
     return maximum.masked_fill(maximum == -torch.inf, 0.0)
 
@@ -119,39 +123,39 @@ def token_interaction_in_blocks(
     padding: str = "zero",
     block_bytes: int = BLOCK_BYTES,
 ) -> torch.Tensor:
-    """`token_interaction` in bounded memory, differentiable once: same arguments, same (A,B).
+    """Compute `token_interaction` in bounded memory, differentiable once: same arguments, same (A,B).
 
-    Where several tokens match equally well the gradient goes to one of them; the plain formula shares it out.
-    Under autocast the cosines have its dtype; sums are taken in float32 at least.
+    If several tokens tie for a maximum, the gradient goes to one of them; the plain formula splits it.
+    Under autocast the cosines have its dtype; sums are in float32 or better.
     """
-    words = padding_filled(unit_vectors(text), text_mask, padding)
-    frames = padding_filled(unit_vectors(video), video_mask, padding)
+    words = fill_padding(unit_vectors(text), text_mask, padding)
+    frames = fill_padding(unit_vectors(video), video_mask, padding)
     device = text.device.type
     if torch.is_autocast_enabled(device):
         words, frames = (tokens.to(torch.get_autocast_dtype(device)) for tokens in (words, frames))
-    best_frame, best_word = map(at_least_float32, MaxSim.apply(words, frames, block_bytes))
+    best_frame, best_word = map(promote_to_float32, MaxSim.apply(words, frames, block_bytes))
     # products and sums instead of matrix products, which autocast would round
     text_to_video = (best_frame * text_weights.unsqueeze(2)).sum(dim=1)
     video_to_text = (best_word * video_weights.T).sum(dim=1)
     return (text_to_video + video_to_text) / 2
 
 
-def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
-    """float16 and bfloat16 as float32, other dtypes as they are."""
+def promote_to_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """Return float16 and bfloat16 as float32, other dtypes unchanged."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def unit_vectors(tokens: torch.Tensor) -> torch.Tensor:
-    """Tokens (..., D) divided by their L2 norms; a zero vector stays zero."""
+    """Divide tokens (..., D) by their L2 norms; a zero vector stays zero."""
     # in float16 the epsilon that keeps the quotient finite would be 0
-    return F.normalize(at_least_float32(tokens), dim=-1).to(tokens.dtype)
+    return F.normalize(promote_to_float32(tokens), dim=-1).to(tokens.dtype)
 
 
-def padding_filled(tokens: torch.Tensor, mask: torch.Tensor, padding: str) -> torch.Tensor:
-    """Unit tokens (N,L,D) whose padded ones need no mask any more.
+def fill_padding(tokens: torch.Tensor, mask: torch.Tensor, padding: str) -> torch.Tensor:
+    """Replace the padding of unit tokens (N,L,D), mask (N,L), so that maxima need no mask.
 
-    With "zero" they are zero vectors, whose cosine is 0 with everything; with "exclude" they repeat a valid token of
-    their row, which changes no maximum. A row without a valid token is all zero vectors.
+    With "zero" padding becomes zero vectors, whose cosine is 0 with everything; with "exclude" it repeats a valid token
+    of its row, which changes no maximum. A row without a valid token becomes zero vectors.
     """
     check_padding(padding)
     valid = mask.bool()
@@ -164,10 +168,10 @@ def padding_filled(tokens: torch.Tensor, mask: torch.Tensor, padding: str) -> to
 
 
 class MaxSim(torch.autograd.Function):
-    """Best cosine of every word in every video, and of every frame in every text.
+    """Largest cosine of every word over each video's frames, and of every frame over each text's words.
 
-    Words (A,T,D) and frames (B,V,D), unit vectors -> (A,T,B), (A,V,B). Autograd of the formula keeps cosines (A,T,V,B)
-    several times over; this keeps where the maxima are, in one or two bytes each.
+    Unit words (A,T,D) and frames (B,V,D) -> (A,T,B), (A,V,B). Autograd of the formula keeps several copies of the
+    cosines (A,T,V,B); this keeps the indices of the maxima, in one or two bytes each.
     """
 
     @staticmethod
@@ -177,13 +181,13 @@ class MaxSim(torch.autograd.Function):
         index_type = torch.uint8 if max(words.shape[1], frames.shape[1]) <= 256 else torch.int16
         frame_index = torch.empty_like(best_frame, dtype=index_type)
         word_index = torch.empty_like(best_word, dtype=index_type)
-        for texts, videos, some_words, some_frames in blocks_of_pairs(words, frames, block_bytes):
+        for texts, videos, some_words, some_frames in pair_blocks(words, frames, block_bytes):
             block = (texts, slice(None), videos)
             cosine = cosines(some_words, some_frames)
             if any(ctx.needs_input_grad):
                 best_frame[block], frame_index[block] = cosine.max(dim=2)
                 best_word[block], word_index[block] = cosine.max(dim=1)
-            else:  # without indices the maximum costs a tenth
+            else:  # a maximum without indices takes a tenth of the time
                 best_frame[block], best_word[block] = cosine.amax(dim=2), cosine.amax(dim=1)
         ctx.save_for_backward(words, frames, frame_index, word_index)
         ctx.block_bytes = block_bytes
@@ -192,9 +196,9 @@ class MaxSim(torch.autograd.Function):
     @staticmethod
     def backward(ctx, frame_gradient: torch.Tensor, word_gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         words, frames, frame_index, word_index = ctx.saved_tensors
-        exact = torch.promote_types(words.dtype, torch.float32)  # in which the blocks are added up
+        exact = torch.promote_types(words.dtype, torch.float32)  # dtype of the sum over blocks
         to_words, to_frames = torch.zeros_like(words, dtype=exact), torch.zeros_like(frames, dtype=exact)
-        for texts, videos, some_words, some_frames in blocks_of_pairs(words, frames, ctx.block_bytes):
+        for texts, videos, some_words, some_frames in pair_blocks(words, frames, ctx.block_bytes):
             block = (texts, slice(None), videos)
             shape = (*some_words.shape[:2], *some_frames.shape[:2])
             to_cosine = words.new_zeros(shape)
@@ -207,24 +211,24 @@ class MaxSim(torch.autograd.Function):
 
 
 def cosines(words: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
-    """Unit words (A,T,D) and frames (V,B,D) -> (A,T,V,B) in their dtype, under autocast too.
+    """Return the cosines (A,T,V,B) of unit words (A,T,D) and frames (V,B,D) in their dtype, under autocast too.
 
-    With the videos last every maximum reads whole rows at a time.
+    With the videos last, every maximum reads contiguous rows.
     """
     with torch.autocast(words.device.type, enabled=False):
         return (words.flatten(0, 1) @ frames.flatten(0, 1).T).view(*words.shape[:2], *frames.shape[:2])
 
 
-def tokens_of_block(tokens: torch.Tensor, block_bytes: int) -> int:
-    """How many words, and how many frames, make a square block of cosines of about `block_bytes`."""
+def block_side(tokens: torch.Tensor, block_bytes: int) -> int:
+    """Return the number of words, and of frames, of a square block of cosines that takes about `block_bytes`."""
     return math.isqrt(block_bytes // tokens.element_size())
 
 
-def blocks_of_pairs(
+def pair_blocks(
     words: torch.Tensor, frames: torch.Tensor, block_bytes: int
 ) -> Iterator[tuple[slice, slice, torch.Tensor, torch.Tensor]]:
-    """Which texts and which videos of (A,T,D) and (B,V,D), with their words (A,T,D) and frames (V,B,D), by blocks."""
-    side = tokens_of_block(words, block_bytes)
+    """Yield blocks of words (A,T,D) and frames (B,V,D): slices of texts and videos, words (A,T,D), frames (V,B,D)."""
+    side = block_side(words, block_bytes)
     texts, videos = max(1, side // words.shape[1]), max(1, side // frames.shape[1])
     for first_video in range(0, frames.shape[0], videos):
         some_videos = slice(first_video, first_video + videos)
@@ -235,15 +239,15 @@ def blocks_of_pairs(
 
 
 class PackedTokens(NamedTuple):
-    """What scoring needs of N texts or videos: their M valid tokens alone, one row after the other.
+    """The M valid tokens of N texts or videos, row after row, with all that scoring needs.
 
     A row without a valid token has one zero vector of weight 0, whose cosine is 0 with everything.
     """
 
-    vectors: torch.Tensor  # (M,D) unit vectors
+    vectors: torch.Tensor  # (M,D) unit vectors (in an index of a cross encoder: of any length)
     weights: torch.Tensor  # (M,) sum to 1 over each row
     counts: torch.Tensor  # (N,) tokens of each row, at least 1
-    floor: torch.Tensor  # (N,) least maximum over a row: 0 where dropped padding counts as cosine 0, else -inf
+    floor: torch.Tensor  # (N,) lower bound of maxima over a row: 0 if dropped padding has cosine 0, else -inf
 
 
 def pack_tokens(
@@ -253,9 +257,9 @@ def pack_tokens(
     padding: str = "zero",
     dtype: torch.dtype = torch.float32,
 ) -> PackedTokens:
-    """Tokens (N,L,D) with mask (N,L), prepared for `packed_interaction` once; the vectors are kept in `dtype`.
+    """Pack the valid tokens of (N,L,D), mask (N,L), for `packed_interaction`; vectors are stored in `dtype`.
 
-    `weight_network` gives tokens (M,D) one logit each (M,1); without it all valid tokens of a row weigh the same.
+    `weight_network` maps tokens (M,D) to logits (M,1); without it all valid tokens of a row weigh the same.
     """
     check_padding(padding)
     valid = mask.bool()
@@ -280,17 +284,17 @@ def weighted_sums(packed: PackedTokens) -> torch.Tensor:
 
 @torch.no_grad()
 def packed_interaction(texts: PackedTokens, videos: PackedTokens, block_bytes: int = BLOCK_BYTES) -> torch.Tensor:
-    """`token_interaction` of all texts with all videos: (A,B) in float32 on the CPU.
+    """Compute `token_interaction` of all packed texts with all packed videos: (A,B) in float32 on the CPU.
 
-    Cosines have the dtype of the packed vectors; maxima and sums that of the weights, float32.
+    Cosines have the dtype of the packed vectors; maxima and sums have that of the weights, float32.
     """
     similarity = torch.empty(len(texts.counts), len(videos.counts))
-    side = tokens_of_block(texts.vectors, block_bytes)
+    side = block_side(texts.vectors, block_bytes)
     video_blocks = [
         (columns, videos.vectors[places], videos.weights[places], videos.floor[columns])
-        for columns, places in rows_of_equal_count(videos.counts, side)
+        for columns, places in equal_count_blocks(videos.counts, side)
     ]
-    for rows, places in rows_of_equal_count(texts.counts, side):
+    for rows, places in equal_count_blocks(texts.counts, side):
         words, text_weights = texts.vectors[places.T.contiguous()], texts.weights[places.T].unsqueeze(2)
         text_floor = texts.floor[rows, None, None]
         scores = text_weights.new_empty(len(rows), len(videos.counts))
@@ -303,8 +307,11 @@ def packed_interaction(texts: PackedTokens, videos: PackedTokens, block_bytes: i
     return similarity
 
 
-def rows_of_equal_count(counts: torch.Tensor, tokens: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Blocks of packed rows (N,) with equally many tokens L, and the places of those (L,N): about `tokens` together."""
+def equal_count_blocks(counts: torch.Tensor, tokens: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield blocks of packed rows (N,) that have the same number of tokens L, and the tokens' places (L,N).
+
+    A block holds about `tokens` tokens.
+    """
     first_place = counts.cumsum(dim=0) - counts
     for count in counts.unique().tolist():
         for rows in (counts == count).nonzero().squeeze(1).split(max(1, tokens // count)):

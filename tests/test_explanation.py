@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modules.configuration import SIM_HEADERS
-from modules.explanation import Explanation, by_whole_words, explain, whole_words
+from modules.explanation import Explanation, explain, merge_tokens, whole_words
 from modules.heads import check_explainable
 from modules.token_interaction import PackedTokens, pack_tokens
 from tests.helpers.golden_cases import load_case, load_inputs
@@ -91,7 +91,7 @@ def test_parts_of_whole_words_by_hand():
         word_parts=torch.tensor([0.05, 0.05625, 0.15]),
         frame_parts=torch.tensor([0.225, 0.2]),
     )
-    words = by_whole_words(tokens, [("a", [0]), ("skateboarder", [1, 2])])
+    words = merge_tokens(tokens, [("a", [0]), ("skateboarder", [1, 2])])
     np.testing.assert_allclose(words.cosines, [[0.1, 0.2], [0.9, 0.8]])
     assert words.text_weights.tolist() == [0.5, 0.5]
     assert words.best_frame.tolist() == [1, 1]

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from dataloaders.rawvideo_util import VideoReadError
-from modules.explanation import Explanation, by_whole_words, whole_words
+from modules.explanation import Explanation, merge_tokens, whole_words
 from modules.tokenization_clip import SimpleTokenizer
 from scripts.show_wti.drawing import draw_explanation
 from scripts.show_wti.encoding import add_model_flags, load_model, read_text, read_video
@@ -63,7 +63,7 @@ def show(args: argparse.Namespace) -> None:
     if left_out := text_left_out(tokenizer, args.text, flags.max_words):
         print(f"show_wti: --max_words {flags.max_words} cuts the text; left out: {left_out}", file=sys.stderr)
     places = whole_words(tokens)
-    words, parts = [word for word, _ in places], by_whole_words(model.head.explain(text, video), places)
+    words, parts = [word for word, _ in places], merge_tokens(model.head.explain(text, video), places)
     print(tables(words, seconds, parts))
     figure = draw_explanation(words, frames, seconds, parts)
     for suffix in (".png", ".svg"):
