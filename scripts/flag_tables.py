@@ -1,6 +1,6 @@
-"""The flags of `main_task_retrieval.py` as Markdown tables, one for each group: `python -m scripts.flag_tables`
+"""Print the flags of `main_task_retrieval.py` as Markdown tables, one for each group: `python -m scripts.flag_tables`
 
-The README holds them between two marker lines; `--write README.md` puts them there anew, and a test compares.
+docs/flags.md has them between two marker lines; `--write docs/flags.md` updates it, and a test compares.
 """
 
 import argparse
@@ -13,38 +13,42 @@ LAST_LINE = "<!-- end of flags -->"
 
 
 def flag_tables(parser: argparse.ArgumentParser) -> str:
-    """A folding section with a table for each group of the parser's flags."""
+    """Return a section for each group of the parser's flags."""
     return "\n".join(table(group) for group in parser._action_groups if flags_of(group))
 
 
 def flags_of(group) -> list[argparse.Action]:
-    """The flags of one group, without `--help`."""
+    """Return the flags of one group, without `--help`."""
     return [action for action in group._group_actions if action.dest != "help"]
 
 
 def table(group) -> str:
-    """One group: its title, and a row for each flag."""
+    """Return the title of a group and a row for each flag."""
     rows = [f"| `{action.option_strings[0]}` | {default(action)} | {meaning(action)} |" for action in flags_of(group)]
-    title = f"<details><summary>{group.title} ({len(rows)})</summary>"
-    return "\n".join([title, "", "| flag | default | |", "|---|---|---|", *rows, "", "</details>", ""])
+    title = f"## {group.title[0].upper()}{group.title[1:]}"
+    return "\n".join([title, "", "| flag | default | |", "|---|---|---|", *rows, ""])
 
 
 def default(action: argparse.Action) -> str:
-    """What the flag is when it is not given."""
+    """Return the value of a flag that is not given."""
     if action.required:
         return "required"
     return f"`{action.default}`" if has_default(action.default) else ""
 
 
 def meaning(action: argparse.Action) -> str:
-    """Help and choices."""
+    """Return help text and choices."""
     text = (action.help or "").strip().replace("%%", "%").replace("|", "\\|")
     choices = ", ".join(f"`{choice}`" for choice in action.choices or ())
     return "; ".join(filter(None, (text, choices)))
 
 
 def put_into(text: str, tables: str) -> str:
-    """The text with these tables between the marker lines; ValueError where it lacks them."""
+    """Return the text with these tables between its marker lines.
+
+    Raises:
+        ValueError: the text lacks a marker line.
+    """
     before, first, rest = text.partition(FIRST_LINE)
     _, last, after = rest.partition(LAST_LINE)
     if not (first and last):

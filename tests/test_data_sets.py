@@ -95,9 +95,9 @@ def test_a_data_sets_own_scripts(mini, model_flags, tmp_path, data_type):
         assert all(f" {numbers[name]:.1f} " in row for numbers in results for name in ("R1", "R5", "R10", "MdR", "MnR"))
 
 
-def test_the_example_of_the_readme(mini, model_flags, tmp_path, monkeypatch):
-    """The table and the command under `--datatype custom`, with clips of the miniature under the names used there."""
-    section = (REPOSITORY / "README.md").read_text().split("## Your own videos")[1].split("\n## ")[0]
+def test_the_example_of_the_documentation(mini, model_flags, tmp_path, monkeypatch):
+    """The table and the command for your own videos, with clips of the miniature under the names used there."""
+    section = (REPOSITORY / "docs" / "data.md").read_text().split("## Your own videos")[1].split("\n## ")[0]
     block = re.search(r"```bash\n(.*?)```", section, re.DOTALL).group(1)
     name, table = re.search(r"cat > (\S+) <<'END'\n(.*?)END\n", block, re.DOTALL).groups()
     command = shlex.split(

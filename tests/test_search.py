@@ -184,7 +184,7 @@ def example_of(text: str) -> str:
     return "\n".join(kept)
 
 
-@pytest.mark.parametrize("where", ["docstring", "README.md"])
+@pytest.mark.parametrize("where", ["docstring", "docs/search.md"])
 def test_the_example_works_as_written(made, tmp_path, monkeypatch, capsys, where):
     text = video_search.search.__doc__ if where == "docstring" else (REPOSITORY / where).read_text(encoding="utf-8")
     example = example_of(text)
