@@ -19,9 +19,11 @@ from dataloaders.data_dataloaders import DATALOADER_DICT
 from engine.arguments import get_args
 from engine.evaluation import Evaluator
 from engine.evaluation import eval_epoch as eval_epoch  # CLIP4Clip's users look for it here
-from engine.run import check_output_dir
+from engine.provenance import decisive_flags
+from engine.record import RunRecord
+from engine.run import Run, check_output_dir
 from engine.run_files import write_flags
-from engine.training import train
+from engine.training import evaluate_picked, train
 from engine.training import train_epoch as train_epoch  # and this
 from modules.checkpoint import checkpoint_epoch, open_model
 from modules.configuration import CLIP4ClipConfig
@@ -34,19 +36,20 @@ logger = logging.getLogger(__name__)
 
 
 def check_files(args: argparse.Namespace) -> None:
-    """Raise OSError naming the flag where a checkpoint is missing, or the output folder cannot be one."""
+    """Raise OSError naming the flag if a checkpoint is missing, or the output folder is a file or another run's."""
     for flag in ("init_model", "resume_model"):
         path = getattr(args, flag)
         if path and "://" not in path and not Path(path).is_file():
             raise FileNotFoundError(f"--{flag}: no file at {path}")
     if Path(args.output_dir).exists() and not Path(args.output_dir).is_dir():
         raise NotADirectoryError(f"--output_dir {args.output_dir} is a file, not a folder")
-    check_output_dir(args)
+    if args.do_train and not (args.resume or args.resume_model):
+        check_output_dir(args.output_dir)
 
 
 @record  # the launcher's closing summary then shows the first error of any process
 def main(argv: list[str] | None = None) -> None:
-    """Run what the flags ask for."""
+    """Train or evaluate, as the flags say."""
     args = get_args(argv)
     check_files(args)
     with util.distributed_process(args.local_rank) as process:
@@ -54,10 +57,10 @@ def main(argv: list[str] | None = None) -> None:
             Path(args.output_dir).mkdir(parents=True, exist_ok=True)
         util.setup_logging(Path(args.output_dir) / "log.txt", process.is_main)
         with logging_redirect_tqdm():
-            run(args, process)
+            train_or_evaluate(args, process)
 
 
-def run(args: argparse.Namespace, process: util.Process) -> None:
+def train_or_evaluate(args: argparse.Namespace, process: util.Process) -> None:
     """Wire everything together: data, model, optimizer; then train or evaluate."""
     util.set_seed(args.seed)
     if args.precision is None:
@@ -66,23 +69,27 @@ def run(args: argparse.Namespace, process: util.Process) -> None:
 
     tokenizer = SimpleTokenizer()
     model = init_model(args, process, tokenizer.vocab_size)
-    evaluator = Evaluator(args, model, tokenizer, process)
+    evaluator = Evaluator.from_flags(args, model, tokenizer, process)
+    results = RunRecord.from_flags(args, process.world_size, evaluator.holdout) if process.is_main else None
+    run = Run(args.output_dir, process, results, decisive_flags(args, process.world_size), args.save_steps)
     if not args.do_train:
+        run.begin()
         if process.is_main:
-            write_flags(args)
-        evaluator.evaluate("test", checkpoint_epoch(args.init_model), args.init_model)
+            write_flags(run.folder, args)
+        run.add_evaluation(evaluator.evaluate("test"), checkpoint_epoch(args.init_model), args.init_model)
         return
     train_loader, train_length, sampler = DATALOADER_DICT[args.datatype]["train"](
         args, tokenizer, image_resolution=model.input_resolution
     )
     steps = len(train_loader) * args.epochs
     util.log_split("training", train_length, args.batch_size // args.gradient_accumulation_steps, steps)
-    train(args, model, train_loader, sampler, evaluator, process)
-    evaluator.finish()
+    train(args, model, train_loader, sampler, evaluator, run)
+    if args.holdout:
+        evaluate_picked(evaluator, run)
 
 
 def log_parameters(args: argparse.Namespace, process: util.Process) -> None:
-    """The flags in force, and what follows from them."""
+    """Log the flags in force, and the batch that follows from them."""
     logger.info("Effective parameters:")
     for name, value in sorted(vars(args).items()):
         logger.info("  <<< %s: %s", name, value)

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -51,13 +52,18 @@ class NonFiniteSteps:
 
     Args:
         allowed: consecutive steps that may be left out (`--skip_nonfinite`).
-        folder: receives the batches of such a step, or None.
+        folder: receives the batches of such a step (`--output_dir`), or None.
         loader: any sized iterable of batches; the videos are named if it has `videos_of_batch`.
         epoch: from 0, for the message.
+        save: saves the run on all ranks before the error.
     """
 
-    def __init__(self, allowed: int, folder: Path | None, loader, process: util.Process, epoch: int):
-        self.allowed, self.folder, self.loader, self.process, self.epoch = allowed, folder, loader, process, epoch
+    def __init__(
+        self, allowed: int, folder: str | Path | None, loader, process: util.Process, epoch: int,
+        save: Callable[[], None],
+    ):  # fmt: skip
+        self.allowed, self.folder, self.loader, self.process = allowed, folder, loader, process
+        self.epoch, self.save = epoch, save
         self.consecutive = 0
 
     def end_series(self) -> None:
@@ -73,6 +79,7 @@ class NonFiniteSteps:
         self.consecutive += 1
         message = self._describe_on_all_ranks(group, index, losses, norm)
         if self.consecutive > self.allowed:
+            self.save()
             raise NonFiniteError(message)
         logger.warning("%s; the step is left out (--skip_nonfinite)", message)
 
@@ -96,7 +103,7 @@ class NonFiniteSteps:
         if self.folder is not None and hasattr(self.loader, "videos_of_batch"):
             videos = [name for number in range(first, index + 1) for name in self.loader.videos_of_batch(number)]
             try:
-                path = save_batches(self.folder, index + 1, self.process.rank, group.batches, videos, losses)
+                path = save_batches(Path(self.folder), index + 1, self.process.rank, group.batches, videos, losses)
             except OSError as error:
                 path = f"no file ({error})"
             message += f"; its batches are in {path}, of the videos {', '.join(videos)}"

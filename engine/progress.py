@@ -1,4 +1,4 @@
-"""The progress line of a training: CLIP4Clip's, followed by the health of the run and where its time goes."""
+"""The progress bar of a training, and CLIP4Clip's line, with the health of the run and where its time goes."""
 
 import logging
 import resource
@@ -7,6 +7,7 @@ import time
 from datetime import timedelta
 
 import torch
+from tqdm.auto import tqdm
 
 import util
 from engine.run_log import RunLog
@@ -37,6 +38,13 @@ class Progress:
 
     def _seconds_waited(self) -> float:
         return getattr(self.loader, "seconds_waited", 0.0)
+
+    def bar(self, first: int) -> tqdm:
+        """Return the loader's batches, with a progress bar on the main process that starts at the batch `first`."""
+        return tqdm(
+            self.loader, desc=f"epoch {self.epoch + 1}/{self.epochs}", total=len(self.loader), initial=first,
+            disable=None if self.process.is_main else True,
+        )  # fmt: skip
 
     def add(self, clips: int) -> None:
         """Count one more step, of so many clips."""

@@ -1,74 +1,166 @@
-"""Where a run is between two optimizer steps: saved, restored bit for bit, and stopped by signals at such a place."""
+"""One run: its folder, position, results, curves and training checkpoints; saved, restored bit for bit, and stopped."""
 
 import logging
 from pathlib import Path
 
 import util
-from engine.evaluation import Evaluator
-from engine.provenance import decisive_flags
+from engine.evaluation import Evaluation
+from engine.record import RunRecord
+from engine.run_files import DIRECTIONS, NUMBERS
+from engine.run_log import RunLog
 from engine.signals import StoppedBySignal, StopRequest
+from modules.checkpoint import load_optimizer, model_path, save_checkpoint
 from modules.distributed import all_gather_objects, broadcast_object, broadcast_weights
-from modules.optimization import BertAdam
 from modules.resume import FOLDER, TrainingCheckpoints
 
 logger = logging.getLogger(__name__)
 
 
-class RunState:
-    """The position of a run, and everything that the rest of it depends on.
+class Run:
+    """A run on one process of R; methods whose docstring says so must be called by all of them.
+
+    Args:
+        folder: `--output_dir`, or None for a run that keeps nothing.
+        record: the results, on the main process alone.
+        flags: those that must be the same when a training is resumed (`decisive_flags`).
+        save_steps: optimizer steps between training checkpoints within an epoch; 0 for none.
 
     Attributes:
-        epoch, batches_done: the epoch from 0, and this process's batches behind it in that epoch.
+        epoch, batches_done: the epoch from 0, and this process's batches done in it.
         global_step: optimizer steps of the whole run.
         total_loss: sum of this process's losses in the epoch.
+        curves: the `RunLog`, on the main process of a run with a folder.
+        stop: the `StopRequest`, set by signals.
     """
 
-    def __init__(self, args, model, optimizer: BertAdam, scaler, loader, evaluator: Evaluator, process: util.Process):
-        self.args, self.model, self.optimizer, self.scaler = args, model, optimizer, scaler
-        self.loader, self.evaluator, self.process = loader, evaluator, process
+    def __init__(
+        self, folder: str | Path | None, process: util.Process, record: RunRecord | None = None,
+        flags: dict | None = None, save_steps: int = 0,
+    ):  # fmt: skip
+        self.folder = None if folder is None else Path(folder)
+        self.process, self.record, self.flags, self.save_steps = process, record, flags, save_steps
         self.epoch = self.batches_done = self.global_step = 0
         self.total_loss = 0.0
-        self.random: dict | None = None
-        self.saved_step: int | None = None
         self.stop = StopRequest()
-        self.points = TrainingCheckpoints(args.output_dir) if process.is_main else None
+        is_writer = process.is_main and folder is not None
+        self.curves = RunLog(folder) if is_writer else None
+        self._checkpoints = TrainingCheckpoints(folder) if is_writer else None
+        self._random: dict | None = None
+        self._saved_step: int | None = None
 
-    def after_step(self, batches_done: int, total_loss: float, is_stopping: bool) -> None:
-        """Note an optimizer step; save where `--save_steps` says so, or where any rank is asked to stop."""
-        self.batches_done, self.total_loss = batches_done, total_loss
+    def follow(self, model, optimizer, scaler, loader) -> None:
+        """Register the objects of a training whose states its checkpoints hold; `model` is the bare model."""
+        self.model, self.optimizer, self.scaler, self.loader = model, optimizer, scaler, loader
+
+    # ---- start -------------------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Start a run that continues no other: remove the lists that an earlier one left in the folder."""
+        if self.process.is_main:
+            self.record.begin()
+
+    def continue_from(self, resume_model: str | Path, steps_per_epoch: int) -> None:
+        """Continue after the epoch of a `pytorch_opt.bin.N`, with the history of its run."""
+        self.epoch, loss = load_optimizer(resume_model, self.optimizer, self.scaler)
+        self.global_step = self.epoch * steps_per_epoch
+        logger.info("Resumed from %s: epoch %d, loss %f", resume_model, self.epoch, loss)
+        if self.process.is_main:
+            self.record.continue_from(resume_model, self.epoch)
+
+    def restore(self) -> bool:
+        """Continue from the newest whole training checkpoint in the folder; False without one. For all processes.
+
+        Raises:
+            ValueError: flags that decide the numbers differ from those of the checkpoint; `--epochs` may be more.
+        """
+        contents = self._checkpoints.newest() if self.process.is_main else None
+        weights = None if contents is None else contents.pop("model.bin")
+        contents = broadcast_object(contents)
+        if contents is None:
+            return False
+        position = contents["run.bin"]
+        check_flags(position["flags"], self._decisive(), self.folder)
+        if weights is not None:
+            self.model.load_state_dict(weights)
+        broadcast_weights(self.model)
+        self.optimizer.load_state_dict(contents["optimizer.bin"]["optimizer"])
+        self.scaler.load_state_dict(contents["optimizer.bin"]["scaler"])
+        self.epoch, self.batches_done = position["epoch"], position["batches_done"]
+        self.global_step = position["global_step"]
+        rank = position["ranks"][self.process.rank]
+        self.total_loss = rank["total_loss"]
+        util.restore_random_state(rank["random"], self.process.device)
+        self.loader.start_at(self.batches_done, rank["bad_videos"])
+        if self.process.is_main:
+            self.record.restore(position["record"])
+        logger.info("Resumed after step %d, in epoch %d", self.global_step, self.epoch + 1)
+        return True
+
+    # ---- steps and epochs --------------------------------------------------------------------------------------------
+
+    def before_step(self) -> None:
+        """Keep the random states, for a checkpoint of this place that is written after the step has drawn from them."""
+        if self.folder is not None:
+            self._random = util.random_state(self.process.device)
+
+    def count_step(self, batches_done: int) -> None:
+        """Move on to the place after an optimizer step, or after one that was left out."""
+        self.batches_done = batches_done
         self.global_step += 1
+
+    def after_step(self, is_stopping: bool) -> None:
+        """Save if `save_steps` or a signal to any rank calls for it. For all processes.
+
+        Raises:
+            StoppedBySignal: `is_stopping`, and all is saved.
+            OSError: `is_stopping`, and the training checkpoint cannot be written.
+        """
         if is_stopping:
             self.stop.is_answered = True
             if not self.save(wait=True):
-                raise OSError(
-                    f"stopped by a signal, but no training checkpoint could be written in {self.args.output_dir}"
-                )
+                raise OSError(f"stopped by a signal, but no training checkpoint could be written in {self.folder}")
             logger.warning("stopped by a signal after step %d; --resume auto goes on from there", self.global_step)
             raise StoppedBySignal
-        if self.args.save_steps and self.global_step % self.args.save_steps == 0:
+        if self.save_steps and self.global_step % self.save_steps == 0:
             self.save()
 
+    def save_before_step(self) -> None:
+        """Write a training checkpoint of the place before a step that cannot be finished. For all processes."""
+        if self.folder is not None:
+            self.save(wait=True, random=self._random)
+
+    def save_epoch(self, loss: float) -> Path:
+        """Write the files of an epoch with this mean loss, and return the path of its weights. For all processes."""
+        if self.process.is_main:
+            self.curves.add("epoch", self.epoch, self.global_step, loss=loss)
+        self.save()
+        self.list_unreadable()
+        path = model_path(self.folder, self.epoch)
+        if self.process.is_main:
+            save_checkpoint(self.folder, self.epoch, self.model, self.optimizer, loss, self.scaler)
+            logger.info("Model saved to %s", path)
+        return path
+
     def next_epoch(self) -> None:
-        """The epoch and its evaluation are over."""
+        """Move on to the next epoch, after the evaluation of this one."""
         self.epoch, self.batches_done, self.total_loss = self.epoch + 1, 0, 0.0
 
-    def before_step(self) -> None:
-        """Remember the random states, for a point of here that is written after the step has drawn from them."""
-        self.random = util.random_state(self.process.device)
+    def finish(self) -> None:
+        """Wait until all is written."""
+        if self._checkpoints is not None:
+            self._checkpoints.finish()
 
-    def save_before_step(self) -> None:
-        """Write a training checkpoint of the place where the step, which cannot be finished, began."""
-        self.save(wait=True, random=self.random)
+    # ---- training checkpoints ----------------------------------------------------------------------------------------
 
     def save(self, wait: bool = False, random: dict | None = None) -> bool:
-        """Write a training checkpoint; every rank must call this. With `wait`, False where it could not be written.
+        """Write a training checkpoint; with `wait`, return False if it cannot be written. For all processes.
 
-        No rank leaves before the point is there: a launcher ends the others as soon as one does. Without `wait` a point
-        that this step has already is not written again.
+        With `wait` no rank leaves before the checkpoint is there: a launcher ends the others as soon as one does.
+        Without, a step that has been saved is not saved again.
         """
-        if not wait and self.saved_step == self.global_step:
+        if not wait and self._saved_step == self.global_step:
             return True
-        self.saved_step = self.global_step
+        self._saved_step = self.global_step
         ranks = all_gather_objects(
             {
                 "random": random or util.random_state(self.process.device),
@@ -78,73 +170,64 @@ class RunState:
         )
         is_written = True
         if self.process.is_main:
-            run = {
+            position = {
                 "epoch": self.epoch, "batches_done": self.batches_done, "global_step": self.global_step,
-                "ranks": ranks, "flags": self._decisive(), "record": self.evaluator.record.state(),
+                "ranks": ranks, "flags": self._decisive(), "record": self.record.state(),
             }  # fmt: skip
             optimizer = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
-            contents = {"model.bin": self.model.state_dict(), "optimizer.bin": optimizer, "run.bin": run}
-            is_written = self.points.save(self.global_step, contents, wait)
+            contents = {"model.bin": self.model.state_dict(), "optimizer.bin": optimizer, "run.bin": position}
+            is_written = self._checkpoints.save(self.global_step, contents, wait)
         return broadcast_object(is_written) if wait else True
 
     def _decisive(self) -> dict:
-        """What must be the same in a resumed run: the flags, and the size of the training split."""
-        return decisive_flags(self.args, self.process.world_size) | {"training samples": len(self.loader.dataset)}
+        return self.flags | {"training samples": len(self.loader.dataset)}
 
-    def finish(self) -> None:
-        """The run is over: wait until all is written."""
-        if self.process.is_main:
-            self.points.finish()
+    # ---- results -----------------------------------------------------------------------------------------------------
 
-    def restore(self) -> bool:
-        """Go on from the newest whole training checkpoint in `--output_dir`; False where there is none.
+    def add_evaluation(
+        self, evaluation: Evaluation | None, epoch: int | None, checkpoint, step: int | None = None
+    ) -> None:
+        """Write the results of a checkpoint; `step` is the number of optimizer steps so far in a training's epoch."""
+        if not self.process.is_main:
+            return
+        self.record.list_unreadable(evaluation.dataset, evaluation.unreadable, epoch)
+        self.record.list_gallery(evaluation.dataset)
+        self.record.add(evaluation, epoch, checkpoint)
+        entry = self.record.history[-1]
+        numbers = {key: {name: entry[key][name] for name in NUMBERS} for key in DIRECTIONS.values()}
+        self.curves.add("evaluation", epoch, step, split=evaluation.split, **numbers)
 
-        Raises ValueError where flags that decide the numbers differ from those of the run; `--epochs` may be more.
-        """
-        contents = self.points.newest() if self.process.is_main else None
-        weights = None if contents is None else contents.pop("model.bin")
-        contents = broadcast_object(contents)
-        if contents is None:
-            return False
-        run = contents["run.bin"]
-        check_flags(run["flags"], self._decisive(), self.args.output_dir)
-        if weights is not None:
-            self.model.load_state_dict(weights)
-        broadcast_weights(self.model)
-        self.optimizer.load_state_dict(contents["optimizer.bin"]["optimizer"])
-        self.scaler.load_state_dict(contents["optimizer.bin"]["scaler"])
-        self.epoch, self.batches_done, self.global_step = run["epoch"], run["batches_done"], run["global_step"]
-        rank = run["ranks"][self.process.rank]
-        self.total_loss = rank["total_loss"]
-        util.restore_random_state(rank["random"], self.process.device)
-        self.loader.start_at(self.batches_done, rank["bad_videos"])
-        if self.process.is_main:
-            self.evaluator.record.restore(run["record"])
-        logger.info("Resumed after step %d, in epoch %d", self.global_step, self.epoch + 1)
-        return True
+    def list_unreadable(self) -> None:
+        """Log and list the unreadable videos of the epoch's training pass. For all processes."""
+        unreadable = self.loader.unreadable
+        unreadable.merge(all_gather_objects(unreadable))
+        if self.process.is_main and unreadable.by_item:
+            logger.warning(
+                "%d of %d video files cannot be read; other samples took the place of %d: %s",
+                len(unreadable.paths()), unreadable.files, unreadable.samples, unreadable.listing(),
+            )  # fmt: skip
+            self.record.list_unreadable(self.loader.dataset, unreadable, self.epoch)
 
 
-def check_flags(of_point: dict, of_now: dict, folder) -> None:
-    """Raise ValueError listing what would make the resumed run another one.
+def check_flags(saved: dict, given: dict, folder: Path) -> None:
+    """Raise ValueError with the flags that would make a resumed run another one.
 
     More epochs do not, nor does `--skip_nonfinite`, the way past a step that stopped the run.
     """
-    differing = {name for name in of_point | of_now if of_point.get(name) != of_now.get(name)} - {"skip_nonfinite"}
-    if "epochs" in differing and of_now["epochs"] > of_point["epochs"]:
+    differing = {name for name in saved | given if saved.get(name) != given.get(name)} - {"skip_nonfinite"}
+    if "epochs" in differing and given["epochs"] > saved["epochs"]:
         differing.remove("epochs")
     if differing:
-        changes = "; ".join(f"{name} was {of_point.get(name)}, is {of_now.get(name)}" for name in sorted(differing))
+        changes = "; ".join(f"{name} was {saved.get(name)}, is {given.get(name)}" for name in sorted(differing))
         raise ValueError(
             f"--resume auto: the run in {folder} had other settings ({changes}); give its flags (--epochs may be "
             "more), or another --output_dir"
         )
 
 
-def check_output_dir(args) -> None:
-    """Raise FileExistsError where a training would write over another run's checkpoints."""
-    if not args.do_train or args.resume or args.resume_model:
-        return
-    folder = Path(args.output_dir)
+def check_output_dir(folder: str | Path) -> None:
+    """Raise FileExistsError if a new training would write over another run's checkpoints in the folder."""
+    folder = Path(folder)
     found = sorted([*folder.glob("pytorch_model.bin.*"), *folder.glob(f"{FOLDER}/step-*")])
     if found:
         raise FileExistsError(

@@ -1,4 +1,4 @@
-"""Training: the optimizer, the epochs with their checkpoints and evaluations, and the step."""
+"""Training: the optimizer, the epochs with their files and evaluations, and the step."""
 
 import logging
 import math
@@ -6,15 +6,14 @@ from pathlib import Path
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from tqdm.auto import tqdm
 
 import util
 from engine.evaluation import Evaluator
-from engine.nonfinite import NonFiniteError, NonFiniteSteps, StepGroup, is_finite_step
+from engine.nonfinite import NonFiniteSteps, StepGroup, is_finite_step
 from engine.progress import Progress
-from engine.run import RunState
+from engine.run import Run
 from engine.run_files import write_flags
-from modules.checkpoint import keep_last_checkpoints, load_optimizer, model_path, save_checkpoint
+from modules.checkpoint import keep_last_checkpoints, load_checkpoint
 from modules.distributed import all_gather_objects, any_over_ranks, average_gradients, broadcast_weights
 from modules.grad_cache import grad_cache_backward
 from modules.modeling import CLIP4Clip
@@ -27,64 +26,83 @@ MAX_LOGIT_SCALE = math.log(100)  # CLIP's bound: a larger scale makes the softma
 MAX_GRADIENT_NORM = 1.0
 
 
-def train(args, model: CLIP4Clip, train_loader, sampler, evaluator: Evaluator, process: util.Process) -> None:
-    """All epochs: train, save, evaluate."""
+def train(args, model: CLIP4Clip, train_loader, sampler, evaluator: Evaluator, run: Run) -> None:
+    """Train, save and evaluate every epoch that the run still lacks."""
+    process = run.process
     steps_per_epoch = math.ceil(len(train_loader) / args.gradient_accumulation_steps)
-    steps = steps_per_epoch * args.epochs
-    optimizer = BertAdam(
+    optimizer = build_optimizer(args, model, steps_per_epoch * args.epochs)
+    scaler = torch.amp.GradScaler(process.device.type, enabled=args.precision == "fp16")
+    log_dtypes(model, args.precision)
+    run.follow(model, optimizer, scaler, train_loader)
+    start_or_resume(args, run, steps_per_epoch)
+    step_model = distribute(model, process, args.grad_cache_chunk)
+    run.stop.listen()
+    try:
+        while run.epoch < args.epochs:
+            epoch = run.epoch
+            sampler.set_epoch(epoch)
+            loss, _ = train_epoch(
+                epoch, args, step_model, train_loader, process, optimizer, run.global_step, scaler, run
+            )
+            logger.info("Epoch %d/%s Finished, Train Loss: %f", epoch + 1, args.epochs, loss)
+            checkpoint = run.save_epoch(loss)
+            evaluate_epoch(evaluator, run, checkpoint)
+            if process.is_main:
+                keep_last_checkpoints(run.folder, args.keep_last, epoch, run.record.best()["epoch"])
+            run.next_epoch()
+    finally:  # so that no message follows the cause of an error
+        run.finish()
+        run.stop.forget()
+
+
+def build_optimizer(args, model: CLIP4Clip, steps: int) -> BertAdam:
+    """Return CLIP4Clip's optimizer for a run of so many steps."""
+    logger.info("  Num optimizer steps = %d", steps)
+    return BertAdam(
         prepare_optimizer_groups(model.named_parameters(), args.lr, args.coef_lr),
         lr=args.lr, warmup=args.warmup_proportion, schedule="warmup_cosine", t_total=steps,
         b1=0.9, b2=0.98, e=1e-6, weight_decay=0.2, max_grad_norm=1.0,
     )  # fmt: skip
-    scaler = torch.amp.GradScaler(process.device.type, enabled=args.precision == "fp16")
-    logger.info("  Num optimizer steps = %d", steps)
-    log_types(model, args.precision)
-    state = RunState(args, model, optimizer, scaler, train_loader, evaluator, process)
-    if args.resume and not state.restore() and process.is_main:
-        evaluator.record.begin()
+
+
+def log_dtypes(model: CLIP4Clip, precision: str) -> None:
+    """Log the dtypes of the weights, the optimizer's moments and the activations."""
+    weights = sorted({str(weight.dtype).removeprefix("torch.") for weight in model.parameters()})
+    activations = str(model.autocast_dtype).removeprefix("torch.") if model.autocast_dtype else "the weights' dtype"
+    logger.info(
+        "precision %s: weights and moments in %s, the encoders' activations in %s, scores and loss in float32",
+        precision, " and ".join(weights), activations,
+    )  # fmt: skip
+
+
+def start_or_resume(args, run: Run, steps_per_epoch: int) -> None:
+    """Move the run to where it starts: the beginning, its newest training checkpoint, or `--resume_model`.
+
+    Raises:
+        ValueError: the run to resume differs in what decides the numbers, or has all epochs done; its files stay.
+    """
     if args.resume_model:
-        state.epoch, loss = load_optimizer(args.resume_model, optimizer, scaler)
-        state.global_step = state.epoch * steps_per_epoch
-        logger.info("Resumed from %s: epoch %d, loss %f", args.resume_model, state.epoch, loss)
-        evaluator.resume(state.epoch)
-        if state.epoch >= args.epochs:
-            raise ValueError(f"--resume_model has {state.epoch} epochs behind it and --epochs is {args.epochs}")
-    if process.is_main:  # what a run that is refused has left of another must stay
-        write_flags(args)
-        earlier_run = Path(args.resume_model).parent if args.resume_model else args.output_dir
-        evaluator.run_log.begin(state.epoch, state.global_step, earlier_run)
-    step_model = over_ranks(args, model, process)
-    state.stop.listen()
-    try:
-        while state.epoch < args.epochs:
-            epoch = state.epoch
-            sampler.set_epoch(epoch)
-            loss, _ = train_epoch(
-                epoch, args, step_model, train_loader, process, optimizer, state.global_step, scaler, state
+        run.continue_from(args.resume_model, steps_per_epoch)
+        if run.epoch >= args.epochs:
+            raise ValueError(
+                f"--resume_model {args.resume_model} has {run.epoch} epochs done and --epochs is {args.epochs}"
             )
-            logger.info("Epoch %d/%s Finished, Train Loss: %f", epoch + 1, args.epochs, loss)
-            if process.is_main:
-                evaluator.run_log.add("epoch", epoch, state.global_step, loss=loss)
-            state.save()
-            evaluator.report_bad_videos(train_loader, epoch)
-            output_file = model_path(args.output_dir, epoch)
-            if process.is_main:
-                save_checkpoint(args.output_dir, epoch, model, optimizer, loss, scaler)
-                logger.info("Model saved to %s", output_file)
-            evaluator.after_epoch(epoch, output_file, state.global_step)
-            if process.is_main:
-                keep_last_checkpoints(args.output_dir, args.keep_last, epoch, evaluator.record.best()["epoch"])
-            state.next_epoch()
-    finally:  # so that nothing is said after the cause of an error
-        state.finish()
-        state.stop.forget()
+    elif not (args.resume and run.restore()):
+        run.begin()
+    if run.process.is_main:
+        write_flags(run.folder, args)
+        earlier_run = Path(args.resume_model).parent if args.resume_model else run.folder
+        run.curves.begin(run.epoch, run.global_step, earlier_run)
 
 
-def over_ranks(args, model: CLIP4Clip, process: util.Process):
-    """The model as a step calls it: in DDP over several ranks, but for the gradient cache, which averages itself."""
+def distribute(model: CLIP4Clip, process: util.Process, grad_cache_chunk: int):
+    """Return the model as a step calls it: in DDP over several ranks, but for the gradient cache.
+
+    The gradient cache averages the gradients itself.
+    """
     if process.world_size == 1:
         return model
-    if args.grad_cache_chunk:
+    if grad_cache_chunk:
         broadcast_weights(model)  # as DDP does at its start
         return model
     return DistributedDataParallel(
@@ -94,88 +112,87 @@ def over_ranks(args, model: CLIP4Clip, process: util.Process):
     )
 
 
-def log_types(model: CLIP4Clip, precision: str) -> None:
-    """In which numbers the weights and the optimizer's moments are kept, and the activations computed."""
-    weights = sorted({str(weight.dtype).removeprefix("torch.") for weight in model.parameters()})
-    activations = str(model.autocast_dtype).removeprefix("torch.") if model.autocast_dtype else "those of the weights"
-    logger.info(
-        "precision %s: weights and moments in %s, the encoders' activations in %s, scores and loss in float32",
-        precision, " and ".join(weights), activations,
-    )  # fmt: skip
+def evaluate_epoch(evaluator: Evaluator, run: Run, checkpoint: Path) -> None:
+    """Evaluate on the split that picks the epoch, and log the best epoch so far."""
+    run.add_evaluation(evaluator.evaluate(evaluator.validation_split), run.epoch, checkpoint, run.global_step)
+    if run.process.is_main:
+        best = run.record.best()
+        logger.info(
+            "The best model is: %s, the R1 is: %.4f (epoch picked on %s)",
+            best["checkpoint"], best["text_to_video"]["R1"], run.record.validation_name(),
+        )  # fmt: skip
+
+
+def evaluate_picked(evaluator: Evaluator, run: Run) -> None:
+    """With `--holdout`, evaluate the picked checkpoint on the test split, once."""
+    best = run.record.best() if run.process.is_main else {"epoch": None, "checkpoint": None}
+    load_checkpoint(best["checkpoint"], evaluator.model)
+    run.add_evaluation(evaluator.evaluate("test"), best["epoch"], best["checkpoint"])
+    if run.process.is_main:
+        logger.info(
+            "The picked model is: %s, the R1 is: %.4f (on the test split, evaluated once; epoch picked on %s)",
+            best["checkpoint"], run.record.history[-1]["text_to_video"]["R1"], run.record.validation_name(),
+        )  # fmt: skip
 
 
 def train_epoch(
     epoch: int, args, model, train_loader, process: util.Process, optimizer: BertAdam, global_step: int,
-    scaler: torch.amp.GradScaler | None = None, state: RunState | None = None,
+    scaler: torch.amp.GradScaler | None = None, run: Run | None = None,
 ) -> tuple[float, int]:  # fmt: skip
-    """One pass over the training split; returns the mean loss and the number of optimizer steps so far.
+    """Train on the training split once, and return the mean loss and the number of optimizer steps so far.
 
-    A `state` says where in the epoch to begin, and is told of every step.
-    Raises NonFiniteError on every rank, before the optimizer moves, where a loss or the gradient of any is not finite,
-    and `--skip_nonfinite` allows no more.
+    With a `run` the pass starts at its position and moves it on with every step; without, nothing is saved.
+
+    Raises:
+        NonFiniteError: on every rank, before the optimizer moves, if a loss or gradient of any rank is not finite
+            and `--skip_nonfinite` allows no more.
     """
     model.train()
-    clip = getattr(model, "module", model).clip
+    if run is None:
+        run = Run(None, process)
+        run.epoch, run.global_step = epoch, global_step
     scaler = scaler or torch.amp.GradScaler(process.device.type, enabled=False)
+    logit_scale = getattr(model, "module", model).clip.logit_scale
     accumulate, batches = args.gradient_accumulation_steps, len(train_loader)
-    first = 0 if state is None else state.batches_done
-    total_loss = 0.0 if state is None else state.total_loss
-    curves = None if state is None else state.evaluator.run_log
-    progress = Progress(epoch, args.epochs, accumulate, train_loader, process, curves)
-    folder = None if state is None else Path(args.output_dir)
-    left_out, group = NonFiniteSteps(args.skip_nonfinite, folder, train_loader, process, epoch), StepGroup()
-    bar = tqdm(
-        train_loader, desc=f"epoch {epoch + 1}/{args.epochs}", total=batches, initial=first,
-        disable=None if process.is_main else True,
-    )  # fmt: skip
-    for index, batch in enumerate(bar, start=first):
-        if state is not None and not group.batches:
-            state.before_step()
+    progress = Progress(epoch, args.epochs, accumulate, train_loader, process, run.curves)
+    left_out = NonFiniteSteps(
+        args.skip_nonfinite, getattr(args, "output_dir", None), train_loader, process, epoch, run.save_before_step
+    )
+    group, first = StepGroup(), run.batches_done
+    for index, batch in enumerate(progress.bar(first), start=first):
+        if not group.batches:
+            run.before_step()
         # the last group of an epoch may be smaller than the others
         share = min(accumulate, batches - (index - index % accumulate))
         group.add(batch, back_propagate(model, batch, args.grad_cache_chunk, process.device, scaler, share))
         if (index + 1) % accumulate and index + 1 < batches:
             continue
-        if args.grad_cache_chunk:
-            average_gradients(model.parameters())
-        scaler.unscale_(optimizer)
-        gradient_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
-        losses, norm = group.read(gradient_norm)
-        is_stopping = state is not None and state.stop.is_set
-        any_not_finite, is_stopping = any_over_ranks(
-            [not is_finite_step(losses, norm, scaler), is_stopping], process.device
+        losses, norm = group.read(clip_gradients(model, optimizer, scaler, args.grad_cache_chunk))
+        is_bad, is_stopping = any_over_ranks(
+            [not is_finite_step(losses, norm, scaler), run.stop.is_set], process.device
         )
-        if any_not_finite:
-            try:
-                left_out.add(group, index, losses, norm)
-            except NonFiniteError:
-                if state is not None:
-                    state.save_before_step()
-                raise
+        if is_bad:
+            left_out.add(group, index, losses, norm)
             scaler.update()  # which also makes it ready for the next gradients
         else:
             left_out.end_series()
-            total_loss += sum(losses)
-            scaler.step(optimizer)
-            scaler.update()
-            with torch.no_grad():
-                clip.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+            take_step(optimizer, scaler, logit_scale)
+            run.total_loss += sum(losses)
         optimizer.zero_grad()
         progress.add(group.clips())
+        run.count_step(index + 1)
+        if run.global_step % args.n_display == 0:
+            progress.log(index, run.global_step, losses[-1], optimizer.get_lr(), logit_scale.exp().item(), norm)
+        run.after_step(is_stopping)
         group = StepGroup()
-        global_step += 1
-        if global_step % args.n_display == 0:
-            progress.log(index, global_step, losses[-1], optimizer.get_lr(), clip.logit_scale.exp().item(), norm)
-        if state is not None:
-            state.after_step(index + 1, total_loss, is_stopping)
     # of heads with negatives of their own, and of the exact gather, each rank has another share
-    return sum(all_gather_objects(total_loss)) / process.world_size / batches, global_step
+    return sum(all_gather_objects(run.total_loss)) / process.world_size / batches, run.global_step
 
 
 def back_propagate(
     model, batch, chunk: int, device: torch.device, scaler: torch.amp.GradScaler, share: int
 ) -> torch.Tensor:
-    """Adds the gradients of `loss / share` of a loader's batch to the parameters; returns the loss, detached.
+    """Add the gradients of `loss / share` of a loader's batch to the parameters, and return the loss, detached.
 
     With a `chunk` the gradient cache encodes that many pairs at once; the caller then averages over the ranks.
     """
@@ -190,3 +207,19 @@ def back_propagate(
     loss = model(*(tensor.to(device, non_blocking=True) for tensor in inputs))
     scaled(loss).backward()
     return loss.detach()
+
+
+def clip_gradients(model, optimizer: BertAdam, scaler: torch.amp.GradScaler, grad_cache_chunk: int) -> torch.Tensor:
+    """Clip the gradients, averaged over the ranks and unscaled, to a global norm of 1; return the norm before."""
+    if grad_cache_chunk:
+        average_gradients(model.parameters())
+    scaler.unscale_(optimizer)
+    return torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
+
+
+def take_step(optimizer: BertAdam, scaler: torch.amp.GradScaler, logit_scale: torch.nn.Parameter) -> None:
+    """Move the weights, and keep the logit scale within CLIP's bound."""
+    scaler.step(optimizer)
+    scaler.update()
+    with torch.no_grad():
+        logit_scale.clamp_(max=MAX_LOGIT_SCALE)

@@ -108,5 +108,5 @@ def test_other_queries_are_an_error_that_names_some(tmp_path, capsys):
 
 
 def test_a_folder_without_results_is_named(tmp_path):
-    with pytest.raises(SystemExit, match=r"compare_runs: .*nowhere has no metrics\.json"):
+    with pytest.raises(SystemExit, match=r"compare_runs: .*nowhere/metrics\.json is missing"):
         main([str(tmp_path / "nowhere")])

@@ -14,7 +14,8 @@ import torch
 
 import main_task_retrieval
 from dataloaders.rawvideo_util import RawVideoExtractor
-from engine.run_files import RunRecord, read_metrics, read_ranks
+from engine.record import RunRecord
+from engine.run_files import read_metrics, read_ranks
 from modules.checkpoint import model_path, optimizer_path
 from scripts.miniature.tiny_clip import tiny_clip_state_dict
 from tests.helpers.launch import REPOSITORY, launcher, run_python

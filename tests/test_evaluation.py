@@ -12,8 +12,11 @@ import util
 from dataloaders.annotations import Annotations, Caption
 from dataloaders.data_dataloaders import DATALOADER_DICT, VideoLoader, evaluation_loader, evaluation_loaders
 from dataloaders.retrieval_dataset import RetrievalDataset
-from engine.evaluation import Evaluator, Gallery, eval_epoch, post_process
-from engine.run_files import RunRecord, read_ranks
+from engine.evaluation import Evaluator, Gallery, Scoring, eval_epoch, evaluate_split, post_process
+from engine.record import RunRecord
+from engine.run import Run
+from engine.run_files import read_ranks
+from engine.training import evaluate_epoch, evaluate_picked
 from main_task_retrieval import get_args
 from modules.post_processing import dual_softmax, querybank_normalize
 from tests.test_modeling import tiny_model
@@ -52,15 +55,19 @@ def flags(output_dir, *more: str) -> Namespace:
     return get_args(["--do_eval", "--output_dir", str(output_dir), *more])
 
 
+def evaluate_and_write(args: Namespace, model, loader: VideoLoader, bank: VideoLoader | None = None) -> None:
+    """Evaluate, and write the files as a run does."""
+    evaluation = evaluate_split(model, loader, PROCESS, Scoring.from_flags(args), bank)
+    Run(args.output_dir, PROCESS, RunRecord.from_flags(args)).add_evaluation(evaluation, None, None)
+
+
 def evaluate(folder, captions, *more: str, head="wti", bank=None) -> dict:
     """metrics.json of an evaluation with the tiny model."""
     folder.mkdir()
     args, model = flags(folder, *more), tiny_model(head)
     bank = None if bank is None else loader_of(bank, model)
-    score = eval_epoch(args, model, loader_of(captions, model), PROCESS, RunRecord(args), bank)
-    content = json.loads((folder / "metrics.json").read_text())
-    assert score == content["text_to_video"]["R1"]
-    return content
+    evaluate_and_write(args, model, loader_of(captions, model), bank)
+    return json.loads((folder / "metrics.json").read_text())
 
 
 @pytest.mark.parametrize("head", ["wti", "meanP", "seqTransf", "tightTransf"])
@@ -89,7 +96,7 @@ def test_a_wrong_pairing_changes_the_ranks_and_not_the_scores(tmp_path):
     for name, captions in (("given", CAPTIONS), ("swapped", swapped)):
         (tmp_path / name).mkdir()
         args = flags(tmp_path / name)
-        eval_epoch(args, model, loader_of(captions, model), PROCESS, RunRecord(args))
+        evaluate_and_write(args, model, loader_of(captions, model))
         lines = (tmp_path / name / "ranks.csv").read_text().splitlines()
         rows.append([line.split(",") for line in lines if line.startswith("text-to-video")])
     tops = [[dict(zip(row[4::2], map(float, row[5::2]), strict=True)) for row in way] for way in rows]
@@ -104,8 +111,9 @@ def test_several_captions_and_the_names_of_moments(tmp_path):
     loader = loader_of(moments, model)
     assert loader.dataset.item_names() == ["v1@0-2", "v1@2-5", "v2"]
     args = flags(tmp_path)
-    eval_epoch(args, model, loader, PROCESS, RunRecord(args))
+    evaluate_and_write(args, model, loader)
     content = json.loads((tmp_path / "metrics.json").read_text())
+    assert eval_epoch(args, model, loader, PROCESS) == content["text_to_video"]["R1"]
     assert content["protocol"]["captions_per_video"] == "several"
     assert (content["text_to_video"]["queries"], content["video_to_text"]["queries"]) == (4, 3)
     assert ("5", "v2", 0) in read_ranks(tmp_path, "text-to-video")
@@ -183,7 +191,7 @@ def test_the_scale_of_a_pooled_head_changes_no_processed_score(tmp_path, method)
         folder.mkdir()
         args = flags(folder, "--post_process", method)
         torch.nn.init.constant_(model.clip.logit_scale, scale)
-        eval_epoch(args, model, loader_of(CAPTIONS, model), PROCESS, RunRecord(args), bank)
+        evaluate_and_write(args, model, loader_of(CAPTIONS, model), bank)
         lines = (folder / f"ranks_{method}.csv").read_text().splitlines()[1:]
         scores.append([float(line.split(",")[5]) for line in lines])
     assert scores[0] == pytest.approx(scores[1], rel=1e-4, abs=1e-5)
@@ -197,13 +205,16 @@ def test_other_ranks_write_nothing(tmp_path, monkeypatch, is_main):
     monkeypatch.setattr(util.Process, "is_main", is_main)
     loader = loader_of(CAPTIONS, model)
     monkeypatch.setitem(DATALOADER_DICT, "msrvtt", {"test": lambda *_, **__: (loader, len(CAPTIONS)), "val": None})
-    monkeypatch.setattr("engine.evaluation.load_checkpoint", lambda *_: None)
+    monkeypatch.setattr("engine.training.load_checkpoint", lambda *_: None)
     args = get_args(["--do_train", "--output_dir", str(folder), "--holdout", "5"])
-    evaluator = Evaluator(args, model, None, PROCESS)
-    evaluator.after_epoch(0, folder / "pytorch_model.bin.0")
-    evaluator.finish()
+    evaluator = Evaluator.from_flags(args, model, None, PROCESS)
+    run = Run(folder, PROCESS, RunRecord.from_flags(args, holdout=evaluator.holdout) if is_main else None)
+    assert list(folder.iterdir()) == []
+    run.begin()
+    evaluate_epoch(evaluator, run, folder / "pytorch_model.bin.0")
+    evaluate_picked(evaluator, run)
     written = {"gallery.csv", "holdout.txt", "metrics.json", "metrics.jsonl", "ranks.csv"} if is_main else set()
     assert {path.name for path in folder.iterdir()} == written
-    score = eval_epoch(args, model, loader, PROCESS, RunRecord(flags(folder)))
+    score = eval_epoch(args, model, loader, PROCESS)
     assert (score is not None) == is_main
     assert {path.name for path in folder.iterdir()} == written

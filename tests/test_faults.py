@@ -100,7 +100,7 @@ MOMENTS = {
     "last evaluation": {"target": "engine.evaluation.similarity_of_split", "call": 2, "rank": 0},
     "ranks written": {"target": "os.replace", "match": "ranks.csv", "when": "after"},
     "metrics written": {"target": "os.replace", "match": "metrics.json", "call": 2},
-    "points that are written while the ranks leave": {"target": "engine.run.RunState.finish", "rank": 1},
+    "points that are written while the ranks leave": {"target": "engine.run.Run.finish", "rank": 1},
 }
 
 

@@ -14,8 +14,11 @@ from PIL import Image
 import main_task_retrieval
 from dataloaders.annotations import Annotations, Caption
 from dataloaders.retrieval_dataset import RetrievalDataset
+from dataloaders.unreadable import UnreadableVideos
 from engine.arguments import get_args
-from engine.run_files import Ranking, RunRecord, read_metrics
+from engine.evaluation import Evaluation
+from engine.record import RunRecord
+from engine.run_files import Ranking, read_metrics
 from modules.checkpoint import model_path
 from scripts.report.__main__ import main
 from scripts.report.data import Frames, Run, bins, histogram, read_runs, worst_queries
@@ -74,8 +77,11 @@ def write_run(folder: Path, similarity, captions: list[Caption], paths: dict) ->
     texts = [caption.text for caption in captions]
     to_video = Ranking.of("text-to-video", similarity, dataset.video_index, texts, names)
     to_text = Ranking.of("video-to-text", similarity.T, np.arange(len(names)), names, names)
-    record = RunRecord(get_args(["--do_eval", "--output_dir", str(folder), "--seed", "7"]))
-    record.add([to_video, to_text], [], None, "test", None, None, 1.0)
+    record = RunRecord.from_flags(get_args(["--do_eval", "--output_dir", str(folder), "--seed", "7"]))
+    evaluation = Evaluation(
+        "test", [to_video, to_text], [], None, UnreadableVideos("test", "fail", len(paths)), dataset, 1.0
+    )
+    record.add(evaluation, None, None)
     record.list_gallery(dataset)
     return folder
 
@@ -360,6 +366,6 @@ def test_a_folder_that_is_no_run_is_named(tmp_path, file, content):
         (folder / file).unlink()
     else:
         (folder / file).write_text(content)
-    with pytest.raises(SystemExit, match=rf"report: .*{folder}.*{file}|report: {folder} has no {file}"):
+    with pytest.raises(SystemExit, match=rf"report: .*{folder}.*{file}|report: {folder}/{file} is missing"):
         main([str(folder)])
     assert not (folder / "report.html").exists()

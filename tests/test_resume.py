@@ -203,7 +203,7 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_bits(folder, tmp_path, mon
 def test_a_run_killed_in_the_evaluation_is_evaluated_again(folder, tmp_path, monkeypatch):
     main_task_retrieval.main(command(folder, tmp_path / "whole"))
     with monkeypatch.context() as patch:
-        patch.setattr("engine.evaluation.Evaluator.after_epoch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("engine.training.evaluate_epoch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             main_task_retrieval.main(command(folder, tmp_path / "parts"))
     main_task_retrieval.main(command(folder, tmp_path / "parts", "--resume", "auto"))

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 
 from dataloaders.annotations import Annotations, Caption
+from dataloaders.unreadable import UnreadableVideos
 from engine import provenance, run_files
 from engine.arguments import build_parser, get_args
+from engine.evaluation import Evaluation
 from engine.flags import FLAGS
 from engine.provenance import configuration_hash
-from engine.run_files import Ranking, RunRecord, read_metrics, read_ranks
+from engine.record import RunRecord
+from engine.run_files import Ranking, read_metrics, read_ranks
 
 TEXT_TO_VIDEO = Ranking.of(
     "text-to-video",
@@ -32,12 +35,16 @@ def flags(output_dir, *more: str) -> Namespace:
     return get_args(["--do_train", "--output_dir", str(output_dir), *more])
 
 
+def evaluation(raw, processed=(), post_process=None, split="test", seconds=1.5) -> Evaluation:
+    return Evaluation(split, raw, list(processed), post_process, UnreadableVideos(split, "fail", 2), None, seconds)
+
+
 def add(record: RunRecord, split="test", epoch=0, right=(True, True), post_process=None) -> None:
     """An evaluation of two texts of which those that are `right` rank first."""
     similarity = [[1.0, 0.0 if right[0] else 2.0], [0.0 if right[1] else 2.0, 1.0]]
     ranking = Ranking.of("text-to-video", similarity, [0, 1], ["a", "b"], ["v", "w"])
     raw = [ranking, Ranking.of("video-to-text", np.eye(2), [0, 1], ["v", "w"], ["v", "w"])]
-    record.add(raw, raw[:1], post_process, split, epoch, f"m.bin.{epoch}", 1.5)
+    record.add(evaluation(raw, raw[:1], post_process, split), epoch, f"m.bin.{epoch}")
 
 
 def test_a_summary_by_eye():
@@ -53,9 +60,10 @@ def test_a_summary_by_eye():
 
 
 def test_files_of_one_evaluation(tmp_path):
-    record = RunRecord(flags(tmp_path, "--seed", "7"), processes=2)
+    record = RunRecord.from_flags(flags(tmp_path, "--seed", "7"), processes=2)
     method = {"method": "dsl", "assumes": "much", "temperature": 3.0}
-    record.add([TEXT_TO_VIDEO, VIDEO_TO_TEXT], [TEXT_TO_VIDEO], method, "test", 4, Path("x") / "m.bin.4", 2.25)
+    found = evaluation([TEXT_TO_VIDEO, VIDEO_TO_TEXT], [TEXT_TO_VIDEO], method, seconds=2.25)
+    record.add(found, 4, Path("x") / "m.bin.4")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "ranks.csv", "ranks_dsl.csv"]
     content = json.loads((tmp_path / "metrics.json").read_text())
     assert list(content) == [
@@ -89,7 +97,7 @@ def test_equal_queries_are_counted(tmp_path):
 
 
 def test_the_last_evaluation_overwrites_and_the_history_grows(tmp_path):
-    record = RunRecord(flags(tmp_path))
+    record = RunRecord.from_flags(flags(tmp_path))
     for epoch, right in enumerate([(True, False), (True, True), (True, True), (False, False)]):
         add(record, epoch=epoch, right=right)
     content = read_metrics(tmp_path)
@@ -101,7 +109,8 @@ def test_the_last_evaluation_overwrites_and_the_history_grows(tmp_path):
 
 def test_nothing_but_the_picking_split_picks(tmp_path):
     holdout = Annotations([Caption("v2", "a"), Caption("v1", "b"), Caption("v2", "c")], {})
-    record = RunRecord(flags(tmp_path, "--holdout", "2"), holdout=holdout)
+    record = RunRecord.from_flags(flags(tmp_path, "--holdout", "2"), holdout=holdout)
+    record.begin()
     add(record, "holdout", 0, (True, False))
     add(record, "holdout", 1, (False, False))
     add(record, "test", 1, (True, True))
@@ -117,7 +126,7 @@ def test_nothing_but_the_picking_split_picks(tmp_path):
 
 
 def test_an_evaluation_alone_picks_nothing(tmp_path):
-    record = RunRecord(get_args(["--do_eval", "--output_dir", str(tmp_path)]))
+    record = RunRecord.from_flags(get_args(["--do_eval", "--output_dir", str(tmp_path)]))
     add(record, epoch=None)
     content = read_metrics(tmp_path)
     assert content["protocol"] == {"captions_per_video": "one", "epoch_picked_on": None}
@@ -125,24 +134,26 @@ def test_an_evaluation_alone_picks_nothing(tmp_path):
 
 
 def test_a_resumed_run_keeps_the_epochs_before(tmp_path):
-    first = RunRecord(flags(tmp_path))
+    first = RunRecord.from_flags(flags(tmp_path))
     for epoch, right in enumerate([(True, True), (True, False), (False, False)]):
         add(first, epoch=epoch, right=right)
-    resumed = RunRecord(flags(tmp_path / "other"))
-    resumed.resume(tmp_path / "pytorch_opt.bin.1", 2)
+    resumed = RunRecord.from_flags(flags(tmp_path / "other"))
+    resumed.continue_from(tmp_path / "pytorch_opt.bin.1", 2)
     assert [entry["epoch"] for entry in resumed.history] == [0, 1]
     assert resumed.best()["epoch"] == 0
-    resumed.resume(tmp_path / "nowhere" / "pytorch_opt.bin.1", 2)  # a run of CLIP4Clip has left no record
+    resumed.continue_from(tmp_path / "nowhere" / "pytorch_opt.bin.1", 2)  # a run of CLIP4Clip has left no record
 
     holdout = Annotations([Caption("v1", "a"), Caption("v2", "b")], {})
     with pytest.raises(ValueError, match=r"--resume_model .*held out None, this one .*--holdout"):
-        RunRecord(flags(tmp_path, "--holdout", "2"), holdout=holdout).resume(tmp_path / "pytorch_opt.bin.1", 2)
+        RunRecord.from_flags(flags(tmp_path, "--holdout", "2"), holdout=holdout).continue_from(
+            tmp_path / "pytorch_opt.bin.1", 2
+        )
 
 
 def test_an_evaluation_in_the_resumed_folder_is_no_epoch(tmp_path):
-    add(RunRecord(get_args(["--do_eval", "--output_dir", str(tmp_path)])), epoch=None)
-    resumed = RunRecord(flags(tmp_path))
-    resumed.resume(tmp_path / "pytorch_opt.bin.1", 2)
+    add(RunRecord.from_flags(get_args(["--do_eval", "--output_dir", str(tmp_path)])), epoch=None)
+    resumed = RunRecord.from_flags(flags(tmp_path))
+    resumed.continue_from(tmp_path / "pytorch_opt.bin.1", 2)
     assert resumed.history == []
 
 
@@ -154,17 +165,18 @@ def test_a_refused_resume_leaves_the_list_of_the_held_out(tmp_path):
         Annotations([Caption(video_id, "a") for video_id in video_ids], {})
         for video_ids in (("v1", "v2"), ("v3", "v4"))
     )
-    first, optimizer = RunRecord(given, holdout=same), tmp_path / "pytorch_opt.bin.0"
+    first, optimizer = RunRecord.from_flags(given, holdout=same), tmp_path / "pytorch_opt.bin.0"
+    first.begin()
     for evaluated in (False, True):
         if evaluated:
             add(first, "holdout")
         for holdout in (other, None):
             with pytest.raises(ValueError, match=r"its run held out .*'videos': 2.* give the same --holdout"):
-                RunRecord(resuming, holdout=holdout).resume(optimizer, 1)
+                RunRecord.from_flags(resuming, holdout=holdout).continue_from(optimizer, 1)
             assert (tmp_path / "holdout.txt").read_text() == "v1\nv2\n"
-        resumed = RunRecord(flags(tmp_path / "on", *RESUMING, "--holdout", "2"), holdout=same)
+        resumed = RunRecord.from_flags(flags(tmp_path / "on", *RESUMING, "--holdout", "2"), holdout=same)
         (tmp_path / "on").mkdir(exist_ok=True)
-        resumed.resume(optimizer, 1)
+        resumed.continue_from(optimizer, 1)
         assert (tmp_path / "on" / "holdout.txt").read_text() == "v1\nv2\n"
         assert len(resumed.history) == evaluated
 
@@ -180,7 +192,11 @@ def test_files_of_an_earlier_run_do_not_stay(tmp_path):
     ):
         for name in (*stale, *kept):
             (tmp_path / name).write_text("of an earlier run")
-        add(RunRecord(args), post_process=post_process)
+        record = RunRecord.from_flags(args)
+        assert {path.name for path in tmp_path.iterdir()} >= {*stale, *kept}  # a constructor deletes nothing
+        if not args.resume_model:
+            record.begin()
+        add(record, post_process=post_process)
         assert {path.name for path in tmp_path.iterdir()} == {"metrics.json", "ranks.csv", *kept, *left}
         for name in left - {"holdout.txt"}:
             assert "earlier" not in (tmp_path / name).read_text()
@@ -204,7 +220,7 @@ def test_what_the_hash_counts(tmp_path):
 def test_evaluations_of_the_checkpoints_of_several_seeds_are_a_group(tmp_path):
     def hashes(seed, *mode):
         args = get_args([*mode, "--output_dir", str(tmp_path), "--seed", seed, "--init_model", f"seed{seed}.bin"])
-        common = RunRecord(args).common
+        common = RunRecord.from_flags(args).source
         return common["configuration_sha256"], common["configuration_sha256_without_seed"]
 
     (first, first_group), (second, second_group) = hashes("1", "--do_eval"), hashes("2", "--do_eval")
@@ -319,7 +335,7 @@ def test_a_file_that_is_no_result_is_named(tmp_path, content):
     ],
 )  # fmt: skip
 def test_a_result_that_lacks_what_is_read_is_named(tmp_path, path):
-    add(RunRecord(flags(tmp_path)))
+    add(RunRecord.from_flags(flags(tmp_path)))
     content = read_metrics(tmp_path)
     *above, last = path
     part = content

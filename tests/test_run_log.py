@@ -226,7 +226,7 @@ def test_tensorflow_is_never_imported_and_nothing_before_it_is_needed(tmp_path):
 
 def test_flags_file(tmp_path):
     args = get_args(["--do_eval", "--output_dir", str(tmp_path), "--max_words", "24", "--lr_decay", "0.5"])
-    write_flags(args)
+    write_flags(tmp_path, args)
     flags = json.loads((tmp_path / "flags.json").read_text())
     assert (flags["max_words"], flags["sim_header"], flags["do_train"]) == (24, "meanP", False)
     assert list(flags) == sorted(vars(args).keys() - {"unread_flags", "local_rank"})
