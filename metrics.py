@@ -1,10 +1,10 @@
 """Ranks and recall from a similarity matrix; numpy only.
 
-The similarity is text by video, larger is better.  A rank is the number of wrong candidates that score at least
+The similarity is text by video, larger is better. A rank is the number of wrong candidates that score at least
 as high as the true one: 0 is best, and a tie counts against the model, so that a constant similarity scores
-worst instead of best.  CLIP4Clip agrees wherever there are no ties and no NaN.
+worst instead of best. CLIP4Clip agrees wherever there are no ties and no NaN.
 
-All functions take whatever `np.asarray` takes; torch tensors may need gradients or be on a GPU.
+All functions accept what `np.asarray` accepts, and torch tensors that require gradients or are on a GPU.
 """
 
 import numpy as np
@@ -14,13 +14,13 @@ BOOTSTRAP_RESAMPLES = 10_000
 TEXT_TO_VIDEO = "text-to-video"
 VIDEO_TO_TEXT = "video-to-text"
 
-# Rows compared at a time: at 3,000 videos a block's boolean comparison takes 3 MB where the whole matrix of
-# MSR-VTT's 59,800 test captions takes 180 MB.
+# rows compared at once: at 3,000 videos the boolean comparison of a block takes 3 MB, that of MSR-VTT's 59,800 test
+# captions together 180 MB
 _BLOCK_ROWS = 1024
 
 
 def ranks(similarity, true_column, direction: str = TEXT_TO_VIDEO) -> np.ndarray:
-    """Rank of each row's true column: the number of other columns with a similarity >= the true one's.
+    """Return the rank of each row's true column: the number of other columns with a similarity >= the true one's.
 
     Args:
         similarity: (A, B) real numbers, -inf and inf included.
@@ -42,20 +42,20 @@ def ranks(similarity, true_column, direction: str = TEXT_TO_VIDEO) -> np.ndarray
     for start in range(0, row_count, _BLOCK_ROWS):
         block = similarity[start : start + _BLOCK_ROWS]
         true_similarity = np.take_along_axis(block, true_column[start : start + _BLOCK_ROWS, None], axis=1)
-        # The true column is never below itself, hence the - 1.
+        # - 1: the true column counts itself
         result[start : start + _BLOCK_ROWS] = np.count_nonzero(block >= true_similarity, axis=1) - 1
     return result
 
 
 def summarize(rank) -> dict[str, float]:
-    """The numbers of a result table from 0-based ranks (N,).
+    """Return the numbers of a result table from 0-based ranks (N,).
 
     Returns:
         R1, R5, R10, R50: percentage of the ranks below 1, 5, 10, 50; MR = MedianR and MeanR: median and mean
-        rank counted from 1 (CLIP4Clip names the median either way).  All are Python floats.
+        rank counted from 1 (CLIP4Clip names the median either way). All are Python floats.
 
     Raises:
-        ValueError: no rank at all, not one axis, or ranks that are not integers >= 0.
+        ValueError: empty, not one axis, or ranks that are not integers >= 0.
     """
     rank = _rank_array(rank)
     recalls = {f"R{depth}": 100.0 * float(np.mean(rank < depth)) for depth in RECALL_DEPTHS}
@@ -64,11 +64,11 @@ def summarize(rank) -> dict[str, float]:
 
 
 def recall_intervals(rank, seed: int = 0) -> dict[str, tuple[float, float]]:
-    """95 % percentile-bootstrap interval of each recall over queries, from 0-based ranks (N,).
+    """Return the 95 % percentile-bootstrap interval of each recall over queries, from 0-based ranks (N,).
 
-    A resample of N queries matters only by how many of its ranks fall below 1, 5, 10 and 50, and those counts follow
-    a multinomial distribution: drawing them directly is the bootstrap of Efron (1979) without N indices per resample.
-    Hence the interval depends on the ranks as a set, never on their order.
+    Recalls of a resample depend only on how many of its N ranks are below 1, 5, 10 and 50, and these counts follow a
+    multinomial distribution: drawing them directly is the bootstrap of Efron (1979) without N indices per resample.
+    Hence the order of the ranks does not matter.
 
     Returns:
         (low, high) in percent under R1, R5, R10, R50, the same for the same ranks and seed.
@@ -85,10 +85,10 @@ def recall_intervals(rank, seed: int = 0) -> dict[str, tuple[float, float]]:
 
 
 def compute_metrics(sim, direction: str = TEXT_TO_VIDEO) -> dict:
-    """Metrics of a square similarity whose true pairs are on the diagonal.
+    """Return the metrics of a square similarity whose true pairs are on the diagonal.
 
     Args:
-        sim: (A, A), rows are the queries.  Pass the transpose for the other direction.
+        sim: (A, A), rows are the queries. Pass the transpose for the other direction.
         direction: names the rows in the error message.
 
     Returns:
@@ -105,11 +105,11 @@ def compute_metrics(sim, direction: str = TEXT_TO_VIDEO) -> dict:
 
 
 def retrieval_metrics(similarity, video_index) -> tuple[dict[str, float], dict[str, float]]:
-    """Text-to-video and video-to-text metrics for any number of captions per video.
+    """Return text-to-video and video-to-text metrics for any number of captions per video.
 
-    Text-to-video ranks each caption's video among all videos.  Video-to-text gives every captioned video one
+    Text-to-video ranks each caption's video among all videos. Video-to-text gives every captioned video one
     query: its best own caption against the best caption of each other video (CLIP4Clip's protocol for MSVD).
-    A video without captions is a distractor of text-to-video and no query of video-to-text.  With one caption
+    A video without captions is a distractor of text-to-video and is not a query of video-to-text. With one caption
     per video both are `compute_metrics` of the similarity and of its transpose.
 
     Args:
@@ -130,7 +130,7 @@ def retrieval_metrics(similarity, video_index) -> tuple[dict[str, float], dict[s
 
 
 def video_queries(similarity, video_index) -> tuple[np.ndarray, np.ndarray]:
-    """Video-to-text of `retrieval_metrics` as a square similarity whose true pairs are on the diagonal.
+    """Return video-to-text of `retrieval_metrics` as a square similarity whose true pairs are on the diagonal.
 
     Args:
         similarity: (A, B).
@@ -150,9 +150,9 @@ def video_queries(similarity, video_index) -> tuple[np.ndarray, np.ndarray]:
 
 
 def top_columns(similarity, true_column, count: int = 5) -> np.ndarray:
-    """The `count` columns (fewer if there are fewer) of the largest similarity in each row, best first.
+    """Return the `count` columns of the largest similarity in each row, best first, or all if there are fewer.
 
-    As in `ranks` a tie counts against the true column: it comes after the wrong ones of the same similarity.
+    As in `ranks` a tie counts against the true column: it follows the wrong ones of the same similarity.
 
     Args:
         similarity: (A, B) without NaN.
@@ -172,7 +172,7 @@ def top_columns(similarity, true_column, count: int = 5) -> np.ndarray:
     for start in range(0, row_count, _BLOCK_ROWS):
         block = similarity[start : start + _BLOCK_ROWS].astype(np.float64)
         true = true_column[start : start + _BLOCK_ROWS, None]
-        # the next smaller number: behind what ties with it, ahead of all that is below
+        # the next smaller number ranks below ties and above all smaller ones
         np.put_along_axis(block, true, np.nextafter(np.take_along_axis(block, true, axis=1), -np.inf), axis=1)
         best = np.argpartition(-block, count - 1, axis=1)[:, :count]
         order = np.argsort(-np.take_along_axis(block, best, axis=1), axis=1, kind="stable")
@@ -181,17 +181,17 @@ def top_columns(similarity, true_column, count: int = 5) -> np.ndarray:
 
 
 def tensor_text_to_video_metrics(sim_tensor) -> dict[str, float]:
-    """Metrics of each caption's true video, from CLIP4Clip's padded form.
+    """Return the metrics of each caption's true video, from CLIP4Clip's padded form.
 
     Args:
-        sim_tensor: (B, captions, B): [video of the caption, caption slot, video].  An unused slot is -inf
+        sim_tensor: (B, captions, B): [video of the caption, caption slot, video]. An unused slot is -inf
             against every video; a video whose slots are all unused is only a distractor.
 
     Returns:
         `summarize`'s numbers over all captions.
 
     Raises:
-        ValueError: wrong shape, no caption at all, or NaN (with the first [video, slot]).
+        ValueError: wrong shape, only padding, or NaN (with the first [video, slot]).
     """
     sim_tensor, used_slot = _grouped_similarity(sim_tensor, TEXT_TO_VIDEO)
     if not used_slot.any():
@@ -202,7 +202,7 @@ def tensor_text_to_video_metrics(sim_tensor) -> dict[str, float]:
 
 
 def tensor_video_to_text_sim(sim_tensor) -> np.ndarray:
-    """Similarity of each video with the best caption of each video, from CLIP4Clip's padded form.
+    """Return the similarity of each video with the best caption of each video, from CLIP4Clip's padded form.
 
     Args:
         sim_tensor: (B, captions, B): [video of the caption, caption slot, video], unused slots -inf.
@@ -211,8 +211,8 @@ def tensor_video_to_text_sim(sim_tensor) -> np.ndarray:
         (B, B), rows are videos, columns are groups of captions: `compute_metrics` of it is video-to-text.
 
     Raises:
-        ValueError: wrong shape, NaN (with the first [video, slot]), or a video without captions, which can be
-            no query: use `retrieval_metrics`, which leaves it out.
+        ValueError: wrong shape, NaN (with the first [video, slot]), or a video without captions, which cannot be
+            a query: `retrieval_metrics` leaves it out.
     """
     sim_tensor, used_slot = _grouped_similarity(sim_tensor, VIDEO_TO_TEXT)
     without_caption = np.flatnonzero(~used_slot.any(axis=1))
@@ -222,20 +222,20 @@ def tensor_video_to_text_sim(sim_tensor) -> np.ndarray:
 
 
 def _best_caption_per_video(similarity: np.ndarray, video_index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The G videos that have captions, and (G, B): the largest similarity of each one's captions with each video."""
+    """Return the G videos with captions, and (G, B): the largest similarity of each one's captions with each video."""
     captioned_videos, group_of_text = np.unique(video_index, return_inverse=True)
     best = np.full((len(captioned_videos), similarity.shape[1]), similarity.min(), dtype=similarity.dtype)
     text_order = np.argsort(group_of_text, kind="stable")
     for start in range(0, len(text_order), _BLOCK_ROWS):
         texts = text_order[start : start + _BLOCK_ROWS]
         groups, first_text = np.unique(group_of_text[texts], return_index=True)
-        # A group may span blocks, so each block only raises what the blocks before it found.
+        # a group may span blocks, so a block only raises the maxima of the blocks before it
         best[groups] = np.maximum(best[groups], np.maximum.reduceat(similarity[texts], first_text, axis=0))
     return captioned_videos, best
 
 
 def _grouped_similarity(sim_tensor, direction: str) -> tuple[np.ndarray, np.ndarray]:
-    """The checked (B, captions, B) array, and (B, captions) bool: which slots hold a caption."""
+    """Return the checked array (B, captions, B), and whether each slot holds a caption, (B, captions)."""
     sim_tensor = _similarity_array(sim_tensor, dimensions=3)
     if sim_tensor.shape[0] != sim_tensor.shape[2]:
         raise ValueError(f"the similarity must have shape (B, captions, B), got {sim_tensor.shape}")
@@ -244,7 +244,7 @@ def _grouped_similarity(sim_tensor, direction: str) -> tuple[np.ndarray, np.ndar
 
 
 def _rank_array(rank) -> np.ndarray:
-    """The ranks as a non-empty (N,) array of integers >= 0."""
+    """Return the ranks as a non-empty array (N,) of integers >= 0."""
     rank = np.asarray(rank)
     if rank.ndim != 1 or rank.size == 0:
         raise ValueError(f"ranks must have shape (N,) with N >= 1, got {rank.shape}")
@@ -254,7 +254,7 @@ def _rank_array(rank) -> np.ndarray:
 
 
 def _similarity_array(similarity, dimensions: int) -> np.ndarray:
-    """The similarity as a non-empty real array of that many axes."""
+    """Return the similarity as a non-empty real array of that many axes."""
     similarity = _as_array(similarity)
     if similarity.ndim != dimensions or similarity.size == 0:
         raise ValueError(
@@ -266,7 +266,7 @@ def _similarity_array(similarity, dimensions: int) -> np.ndarray:
 
 
 def _column_array(true_column, row_count: int, column_count: int) -> np.ndarray:
-    """The true columns as (row_count,) integers in [0, column_count)."""
+    """Return the true columns as integers (row_count,) in [0, column_count)."""
     true_column = _as_array(true_column)
     if true_column.shape != (row_count,):
         raise ValueError(f"one true column per row is needed: shape ({row_count},), got {true_column.shape}")
@@ -278,8 +278,8 @@ def _column_array(true_column, row_count: int, column_count: int) -> np.ndarray:
 
 
 def _reject_nan(similarity: np.ndarray, direction: str) -> None:
-    """NaN compares false with everything and would look like a perfect rank."""
-    # max carries a NaN through, without a boolean array of the similarity's size.
+    """Raise ValueError for NaN, which compares false with everything and would look like a perfect rank."""
+    # max propagates NaN without a boolean array of the similarity's size
     rows = np.argwhere(np.isnan(similarity.max(axis=-1)))
     if len(rows):
         first = [tuple(row) if len(row) > 1 else row[0] for row in rows[:5].tolist()]
@@ -287,5 +287,5 @@ def _reject_nan(similarity: np.ndarray, direction: str) -> None:
 
 
 def _as_array(values) -> np.ndarray:
-    # A tensor that needs gradients or is on a GPU converts only after detach().cpu(); torch stays unimported.
+    # a tensor that requires gradients or is on a GPU converts only after detach().cpu(); torch is not imported
     return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)

@@ -1,4 +1,4 @@
-"""What a token-wise score is made of: which word looks at which frame, and how much each of them adds.
+"""Explanations of token-wise scores: which frame each word matches, and how much each of them adds.
 
 `token_interaction` gives one number for a text of T words and a video of V frames, width D; `explain` takes that number
 apart. Pure functions of tensors; only the heads `ti` and `wti` score words by frames.
@@ -20,7 +20,7 @@ WORD_END = "</w>"
 
 @dataclass(frozen=True)
 class Explanation:
-    """One score in parts. Where several frames (words) match a word (frame) equally well, the first is its best."""
+    """The parts of one score. If several frames (words) tie for a word's (frame's) largest cosine, the first counts."""
 
     cosines: torch.Tensor  # (T,V)
     text_weights: torch.Tensor  # (T,) sum to 1
@@ -32,7 +32,7 @@ class Explanation:
 
     @property
     def score(self) -> float:
-        """The score that `token_interaction` gives: the sum of all parts, in [-1, 1]."""
+        """The score of `token_interaction`, in [-1, 1]: the sum of all parts."""
         return (self.word_parts.sum() + self.frame_parts.sum()).item()
 
 
@@ -44,7 +44,7 @@ def explain(
     text_floor: float = -math.inf,
     video_floor: float = -math.inf,
 ) -> Explanation:
-    """Take apart the score of one text, unit vectors (T,D) and weights (T,), with one video, (V,D) and (V,).
+    """Split the score of one text, unit vectors (T,D) and weights (T,), with one video, (V,D) and (V,), into its parts.
 
     All are valid tokens, as `pack_tokens` keeps them. The floors are those of `PackedTokens`: 0 where padding that was
     left out counts as cosine 0, so that no best match of the other side is below it; -inf where it counts for nothing.
@@ -71,7 +71,7 @@ def explain(
 
 
 def merge_tokens(explanation: Explanation, words: Sequence[tuple[str, list[int]]]) -> Explanation:
-    """The same score with one row for each of the `whole_words` of its tokens: T is then their number.
+    """Merge the tokens of an explanation into their `whole_words`, so that T is the number of words.
 
     Weights and parts of a word's tokens are added up. The frame that a word looks at is the one of the token that adds
     most; its cosines are the best ones of its tokens.
@@ -95,7 +95,7 @@ def merge_tokens(explanation: Explanation, words: Sequence[tuple[str, list[int]]
 
 
 def whole_words(tokens: Sequence[str]) -> list[tuple[str, list[int]]]:
-    """Words as a person reads them, each with the places of its tokens, in order; every token is in one word.
+    """Group tokens into words as a person reads them, in order, each with the places of its tokens.
 
     `tokens` are those of `SimpleTokenizer`, start and end token included or not; these two become "[start]" and
     "[end]". A word that the end token cuts off is a word too; half a character reads as U+FFFD.
@@ -117,7 +117,7 @@ def whole_words(tokens: Sequence[str]) -> list[tuple[str, list[int]]]:
 
 
 def decode_word(word: str) -> str:
-    """The text of one word's tokens, which are written in printable stand-ins for the bytes of UTF-8."""
+    """Decode one word, whose characters stand for the bytes of UTF-8."""
     if word in SPECIAL_WORDS:
         return SPECIAL_WORDS[word]
     byte_of = character_bytes()
@@ -126,5 +126,5 @@ def decode_word(word: str) -> str:
 
 @cache
 def character_bytes() -> dict[str, int]:
-    """The byte that each stand-in of CLIP's vocabulary is for."""
+    """Return the byte that each character of CLIP's vocabulary stands for."""
     return {character: byte for byte, character in open_clip_tokenizer().bytes_to_unicode().items()}

@@ -1,7 +1,7 @@
-"""CLIP's two towers (Radford et al., 2021), as OpenAI names their weights.
+"""CLIP's two towers (Radford et al., 2021) with OpenAI's names of weights.
 
-Every size is read from the weights: `CLIP.from_state_dict(state_dict)` builds the model that fits them. The vision
-tower takes single frames (`linear_patch="2d"`) or each frame with its two neighbours (`"3d"`, CLIP4Clip's Conv3d).
+All sizes are read from the weights: `CLIP.from_state_dict(state_dict)` builds the model that fits them. The vision
+tower reads single frames (`linear_patch="2d"`) or each frame with its two neighbours (`"3d"`, CLIP4Clip's Conv3d).
 """
 
 import math
@@ -18,7 +18,7 @@ class QuickGELU(nn.Module):
     """x * sigmoid(1.702 x), the approximation of GELU that OpenAI's weights were trained with."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # the same through SiLU, y * sigmoid(y): the backward keeps one tensor of the hidden layer's size instead of two
+        # SiLU, y * sigmoid(y), keeps one tensor of the hidden layer's size for the backward pass instead of two
         return F.silu(1.702 * x) / 1.702
 
 
@@ -26,7 +26,7 @@ ACTIVATIONS = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
 
 
 class LayerNorm(nn.LayerNorm):
-    """LayerNorm that computes in float32, the dtype of its weights in every precision, and returns the input's."""
+    """LayerNorm in float32, the dtype of its weights in every precision; the output has the input's dtype."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x.float()).to(x.dtype)
@@ -52,9 +52,9 @@ class Attention(nn.Module):
         causal: bool = False,
         positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """(N, L, width) -> (N, L, width), or (N, 1, width) where `positions` (N,) names the one token that asks.
+        """Attend within (N, L, width): all queries, or with `positions` (N,) one query per row, (N, 1, width).
 
-        `additive_mask` broadcasts to (N, heads, L, L); give that or `causal`, not both.
+        `additive_mask` broadcasts to (N, heads, L, L) and excludes `causal`.
         """
         if positions is None:
             query, key, value = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
@@ -74,12 +74,12 @@ class Attention(nn.Module):
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
     def split_heads(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, L, width) -> (N, heads, L, width / heads)."""
+        """Reshape (N, L, width) to (N, heads, L, width / heads)."""
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 class FeedForward(nn.Sequential):
-    """width -> `hidden_width` (4 width if not given) -> width; the children carry CLIP's names."""
+    """Two linear layers, width -> `hidden_width` (4 width by default) -> width, with CLIP's names."""
 
     def __init__(self, width: int, activation: str, hidden_width: int | None = None):
         super().__init__()
@@ -113,7 +113,7 @@ class ResidualAttentionBlock(nn.Module):
         causal: bool = False,
         positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """(N, L, width) -> (N, L, width), or (N, 1, width): the tokens at `positions` (N,) alone."""
+        """Transform tokens (N, L, width); with `positions` (N,) return only the tokens there, (N, 1, width)."""
         mixed = self.attn(self.ln_1(x), additive_mask, causal, positions)
         x = (x if positions is None else gather_tokens(x, positions)) + mixed
         return x + self.mlp(self.ln_2(x))
@@ -122,7 +122,7 @@ class ResidualAttentionBlock(nn.Module):
 class Transformer(nn.Module):
     """A stack of residual attention blocks, `resblocks.N` in the state dict.
 
-    With `grad_checkpointing` the backward computes each block again instead of keeping what is inside it.
+    With `grad_checkpointing` the backward pass recomputes each block instead of keeping its activations.
     """
 
     def __init__(self, width: int, layers: int, heads: int, **block_options):
@@ -137,9 +137,9 @@ class Transformer(nn.Module):
         causal: bool = False,
         positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """(N, L, width) -> (N, L, width), or (N, 1, width): the tokens at `positions` (N,) alone.
+        """Transform tokens (N, L, width); with `positions` (N,) return only the tokens there, (N, 1, width).
 
-        The last block then reads all tokens, but computes no others: for a class token that is a sixth of its work.
+        The last block then reads all tokens and computes only those, for a class token a sixth of its work.
         """
         last = len(self.resblocks) - 1
         for index, block in enumerate(self.resblocks):
@@ -152,7 +152,7 @@ class Transformer(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Frames to class-token features."""
+    """CLIP's vision tower: frames to projected class tokens."""
 
     def __init__(
         self,
@@ -174,7 +174,7 @@ class VisionTransformer(nn.Module):
                 3, width, kernel_size=(3, patch_size, patch_size), stride=(1, patch_size, patch_size),
                 padding=(1, 0, 0), bias=False,
             )  # fmt: skip
-            # conv2 does conv1's work; conv1 stays in the state dict, as CLIP4Clip's checkpoints have both
+            # conv2 replaces conv1, which stays in the state dict since CLIP4Clip's checkpoints hold both
             self.conv1.requires_grad_(False)
         self.class_embedding = nn.Parameter(width**-0.5 * torch.randn(width))
         positions = (input_resolution // patch_size) ** 2 + 1
@@ -185,9 +185,9 @@ class VisionTransformer(nn.Module):
         self.proj = nn.Parameter(width**-0.5 * torch.randn(width, output_dim))
 
     def embed_patches(self, frames: torch.Tensor, video_frame: int) -> torch.Tensor:
-        """(N, 3, H, W) -> (N, patches, width); `video_frame` consecutive frames belong to one video."""
+        """Embed the patches of frames (N, 3, H, W), `video_frame` consecutive ones a video: (N, patches, width)."""
         if self.linear_patch == "2d":
-            # a convolution whose stride is its kernel is one matrix product over the pixels of each patch
+            # a convolution whose stride equals its kernel size is one matrix product over the pixels of each patch
             kernel = self.conv1.weight
             return F.linear(patchify(frames.to(kernel.dtype), kernel.shape[-1]), kernel.flatten(1))
         if video_frame < 1 or frames.shape[0] % video_frame:
@@ -200,7 +200,10 @@ class VisionTransformer(nn.Module):
         return grid.flatten(2).transpose(1, 2)
 
     def forward(self, frames: torch.Tensor, video_frame: int = -1) -> torch.Tensor:
-        """(N, 3, H, W) normalised frames -> (N, D)."""
+        """Encode normalised frames (N, 3, H, W) as (N, D).
+
+        Raises: ValueError if the frames have another size than the CLIP's.
+        """
         if tuple(frames.shape[-2:]) != (self.input_resolution, self.input_resolution):
             raise ValueError(
                 f"frames of {frames.shape[-2]}x{frames.shape[-1]} pixels, "
@@ -215,7 +218,7 @@ class VisionTransformer(nn.Module):
 
 
 class CLIP(nn.Module):
-    """Both towers and the logit scale."""
+    """CLIP's vision tower, text tower and logit scale."""
 
     def __init__(
         self,
@@ -261,36 +264,40 @@ class CLIP(nn.Module):
 
     @classmethod
     def from_state_dict(cls, state_dict: dict[str, torch.Tensor], **options) -> "CLIP":
-        """Model whose sizes fit `state_dict` (OpenAI's names); its weights are not loaded yet.
+        """Build the model whose sizes fit `state_dict` (OpenAI's names), without loading the weights.
 
-        `options` are what weights do not tell: linear_patch, activation, vision_heads, transformer_heads.
-        Raises ValueError for a ResNet CLIP or where a weight that gives a size is missing.
+        `options` cannot be read from weights: linear_patch, activation, vision_heads, transformer_heads.
+
+        Raises: ValueError for a ResNet CLIP, or if a weight that determines a size is missing.
         """
         return cls(**clip_sizes(state_dict), **options)
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype that the towers compute in: that of their matrices (float16 in the published recipe)."""
+        """Dtype in which the towers compute: that of their matrices (float16 in the published recipe)."""
         return self.visual.proj.dtype
 
     def encode_image(self, frames: torch.Tensor, video_frame: int = -1) -> torch.Tensor:
-        """(N, 3, H, W) normalised frames -> (N, D)."""
+        """Encode normalised frames (N, 3, H, W) as (N, D)."""
         return self.visual(frames, video_frame)
 
     def encode_text(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """(A, T) ids -> sentence vectors (A, D): the projected token at the largest id, which is the end token.
+        """Encode ids (A, T) as sentence vectors (A, D): the projected end token, whose id is the largest.
 
-        Raises ValueError where T exceeds the context.
+        Raises: ValueError if T exceeds the context.
         """
         x = self.transformer(self.embed_words(input_ids), causal=True, positions=input_ids.argmax(dim=-1))
         return self.ln_final(x.squeeze(1)) @ self.text_projection
 
     def encode_words(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """(A, T) ids -> all projected tokens (A, T, D). Raises ValueError where T exceeds the context."""
+        """Encode ids (A, T) as projected tokens (A, T, D).
+
+        Raises: ValueError if T exceeds the context.
+        """
         return self.ln_final(self.transformer(self.embed_words(input_ids), causal=True)) @ self.text_projection
 
     def embed_words(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """(A, T) ids -> what the text tower reads, (A, T, width)."""
+        """Embed ids (A, T) with their positions: (A, T, width)."""
         length = input_ids.shape[1]
         if length > self.context_length:
             raise ValueError(f"texts of {length} tokens, but this CLIP reads at most {self.context_length}")
@@ -298,26 +305,26 @@ class CLIP(nn.Module):
 
 
 def gather_tokens(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """One token of each row: (N, L, width) and positions (N,) -> (N, 1, width)."""
+    """Return one token of each row of (N, L, width), at positions (N,): (N, 1, width)."""
     return x[torch.arange(x.shape[0], device=x.device), positions].unsqueeze(1)
 
 
 def clamp_to_dtype(additive_mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The mask in `dtype`, at least half its lowest number: a row of -inf alone would have no softmax."""
+    """Convert a mask to `dtype`, clamped at half its lowest number, since a row of -inf only has no softmax."""
     return additive_mask.clamp(min=torch.finfo(dtype).min / 2).to(dtype)
 
 
 def patchify(frames: torch.Tensor, size: int) -> torch.Tensor:
-    """(N, 3, H, W) -> the pixels of each patch, in the order of a convolution's kernel: (N, patches, 3 size size)."""
+    """Split frames (N, 3, H, W) into patches in the order of a convolution's kernel: (N, patches, 3 size size)."""
     rows = frames.unflatten(3, (-1, size)).unflatten(2, (-1, size))
     return rows.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
 def trim_padding(input_ids: torch.Tensor, multiple: int = 8) -> torch.Tensor:
-    """Ids (..., T) without the last columns that are padding, id 0, in every text; a multiple of `multiple` remains.
+    """Remove trailing columns of ids (..., T) that are padding (id 0) in every text, down to a multiple of `multiple`.
 
-    The text tower is causal, so what remains is encoded as before. Few lengths keep the shapes few. Call it while the
-    ids are on the host: on a GPU the device would have to be waited for.
+    The text tower is causal, so trimming changes no valid token. The multiple keeps the number of shapes small. Call it
+    while the ids are on the host: on a GPU it would wait for the device.
     """
     used = input_ids.flatten(0, -2).any(dim=0).nonzero()
     longest = 1 + int(used[-1]) if len(used) else 1
@@ -325,14 +332,14 @@ def trim_padding(input_ids: torch.Tensor, multiple: int = 8) -> torch.Tensor:
 
 
 def set_grad_checkpointing(model: nn.Module, enabled: bool = True) -> None:
-    """Switch it in every Transformer of the model: CLIP's towers, seqTransf and the cross encoder."""
+    """Set `grad_checkpointing` of every Transformer: CLIP's towers, the frame Transformer and the cross encoder."""
     for module in model.modules():
         if isinstance(module, Transformer):
             module.grad_checkpointing = enabled
 
 
 def attention_heads(width: int) -> int:
-    """CLIP's rule: 64 channels a head; for other widths the largest number of heads below it that divides the width."""
+    """Return CLIP's number of heads, width / 64, or the largest smaller number that divides the width."""
     heads = max(1, width // 64)
     while width % heads:
         heads -= 1
@@ -340,7 +347,10 @@ def attention_heads(width: int) -> int:
 
 
 def clip_sizes(state_dict: dict[str, torch.Tensor]) -> dict[str, int]:
-    """Sizes of the ViT CLIP with these weights (OpenAI's names), as keyword arguments of `CLIP`."""
+    """Return the sizes of the ViT CLIP with these weights (OpenAI's names) as keyword arguments of `CLIP`.
+
+    Raises: ValueError for a ResNet CLIP, missing weights, or patches that do not form a square.
+    """
     if "visual.layer1.0.conv1.weight" in state_dict:
         raise ValueError(
             "these are weights of a ResNet CLIP; only the ViT models are supported (ViT-B/32, ViT-B/16, ...)"
@@ -382,5 +392,5 @@ def clip_sizes(state_dict: dict[str, torch.Tensor]) -> dict[str, int]:
 
 
 def count_blocks(state_dict: dict[str, torch.Tensor], prefix: str) -> int:
-    """Number of Transformer blocks whose keys start with `prefix`."""
+    """Return the number of Transformer blocks whose keys start with `prefix`."""
     return len({key[len(prefix) :].split(".")[0] for key in state_dict if key.startswith(prefix)})

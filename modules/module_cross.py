@@ -1,6 +1,6 @@
-"""Transformers over features: `TransformerClip` mixes the frames of a video, `CrossModel` scores a text-video pair.
+"""Transformers over features: `TransformerClip` over the frames of a video, `CrossModel` over a text-video pair.
 
-Layout and names are those of CLIP4Clip's checkpoints; the blocks are CLIP's with LayerNorm eps 1e-12.
+Layout and names are those of CLIP4Clip's checkpoints; the blocks are CLIP's with a LayerNorm epsilon of 1e-12.
 """
 
 import torch
@@ -9,11 +9,11 @@ from torch import nn
 from modules.module_clip import LayerNorm, QuickGELU, Transformer, attention_heads
 
 LAYER_NORM_EPS = 1e-12
-MASKED_SCORE = -1e6  # finite, so that a row with nothing but padding stays finite; float16 cannot hold it
+MASKED_SCORE = -1e6  # finite, so that a row of padding stays finite; exceeds float16's range
 
 
 def additive_padding_mask(mask: torch.Tensor) -> torch.Tensor:
-    """(N, L) of 1 real / 0 padding -> float32 (N, 1, 1, L), added to attention scores of every head and query."""
+    """Return the float32 mask (N, 1, 1, L) to add to attention scores, from (N, L) with 1 for valid, 0 for padding."""
     return ((1.0 - mask.float()) * MASKED_SCORE)[:, None, None, :]
 
 
@@ -24,12 +24,12 @@ class TransformerClip(Transformer):
         super().__init__(width, layers, attention_heads(width), layer_norm_eps=LAYER_NORM_EPS)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
-        """(N, L, width) features and (N, L) mask -> (N, L, width), or (N, 1, width) at `positions` (N,) alone."""
+        """Transform features (N, L, width), mask (N, L); with `positions` (N,) return only those, (N, 1, width)."""
         return super().forward(x, additive_padding_mask(mask), positions=positions)
 
 
 class CrossEmbeddings(nn.Module):
-    """Adds learned positions."""
+    """Add learned positions, then drop out."""
 
     def __init__(self, width: int, positions: int, dropout: float):
         super().__init__()
@@ -41,7 +41,7 @@ class CrossEmbeddings(nn.Module):
 
 
 class CrossPooler(nn.Module):
-    """Vector of the first position."""
+    """Project the vector of the first position."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -54,7 +54,7 @@ class CrossPooler(nn.Module):
 
 
 class CrossModel(nn.Module):
-    """Cross encoder over [sentence vector; frames]: (N, 1+V, width) and its mask -> (N, width)."""
+    """Cross encoder over [sentence vector; frames]: features (N, 1+V, width) and their mask (N, 1+V) -> (N, width)."""
 
     def __init__(self, width: int, layers: int, positions: int, dropout: float = 0.1):
         super().__init__()

@@ -11,28 +11,28 @@ from torch.optim import Optimizer
 
 
 def warmup_cosine(progress: float, warmup: float) -> float:
-    """Linear from 0 until `warmup`, then 0.5 (1 + cos(pi progress)) on the same clock; 0 past the end."""
+    """Rise linearly from 0 until `warmup`, then follow 0.5 (1 + cos(pi progress)); 0 past the end."""
     if progress < warmup:
         return progress / warmup
-    # Past the planned end the bare cosine would climb again; the recipe has no restart.
+    # past the planned end the cosine would rise again; the recipe does not restart
     return 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
 
 
 def warmup_constant(progress: float, warmup: float) -> float:
-    """Linear from 0 until `warmup`, then 1."""
+    """Rise linearly from 0 until `warmup`, then stay at 1."""
     if progress < warmup:
         return progress / warmup
     return 1.0
 
 
 def warmup_linear(progress: float, warmup: float) -> float:
-    """Linear from 0 until `warmup`, then on the line from 1 at `warmup` to 0 at the end; 0 past the end."""
+    """Rise linearly from 0 until `warmup`, then fall linearly from 1 to 0 at the end; 0 past the end."""
     if progress < warmup:
         return progress / warmup
     return max((progress - 1.0) / (warmup - 1.0), 0.0)
 
 
-# Factor of the learning rate from progress = step / t_total and the warm-up's share of it.
+# (progress = step / t_total, warm-up's share of it) -> factor of the learning rate
 SCHEDULES: dict[str, Callable[[float, float], float]] = {
     "warmup_cosine": warmup_cosine,
     "warmup_constant": warmup_constant,
@@ -41,20 +41,20 @@ SCHEDULES: dict[str, Callable[[float, float], float]] = {
 
 NO_DECAY = ("bias", "LayerNorm.bias", "LayerNorm.weight")
 
-# Weights updated together on a CPU: few enough for the temporary copies to stay in its caches.
-NUMBERS_AT_ONCE = 1 << 20
+# weights updated together on a CPU, few enough for the temporary copies to stay in its caches
+CHUNK_NUMBERS = 1 << 20
 
 
 class BertAdam(Optimizer):
     """Adam as BERT's pre-training and CLIP4Clip use it (Devlin et al. 2019).
 
     It has no bias correction, decoupled weight decay inside the update, and clips the gradient norm of each
-    parameter by itself.  With gradient g, all operations element-wise:
+    parameter by itself. With gradient g, all operations element-wise:
 
         m = b1 m + (1 - b1) g,   v = b2 v + (1 - b2) g^2,
         p = p - lr schedule(step / t_total) (m / (sqrt(v) + e) + weight_decay p)
 
-    `step` counts each parameter's own updates from 0, so that with a warm-up the first one has rate 0.  As
+    `step` counts each parameter's own updates from 0, so that with a warm-up the first one has rate 0. As
     published, moments and update are in the parameter's own type: fp16 for fp16 weights.
 
     Args:
@@ -100,18 +100,21 @@ class BertAdam(Optimizer):
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict) -> None:
-        """Adds a group as torch's optimizers do; ValueError for a setting out of range."""
+        """Add a group as torch's optimizers do.
+
+        Raises: ValueError for a setting out of range.
+        """
         _check_settings({**self.defaults, **param_group})
         super().add_param_group(param_group)
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Takes over moments, steps and settings, but for `t_total`: it is that of the run that goes on."""
+        """Load moments, steps and settings except `t_total`, which is this run's."""
         super().load_state_dict(state_dict)
         for group in self.param_groups:
             group["t_total"] = self.defaults["t_total"]
 
     def get_lr(self) -> list[float]:
-        """The rate of the coming step, one entry per parameter that has been updated; [0.0] before the first."""
+        """Return the rate of the next step for each parameter that has been updated; [0.0] before the first step."""
         rates = [
             _scheduled_rate(group, self.state[parameter]["step"])
             for group in self.param_groups
@@ -122,7 +125,7 @@ class BertAdam(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None):
-        """Updates every parameter that has a gradient, and clips these gradients in place.
+        """Update every parameter that has a gradient, and clip these gradients in place.
 
         Args:
             closure: optional; called with gradients enabled, its loss is returned.
@@ -135,23 +138,23 @@ class BertAdam(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            alike = defaultdict(list)
+            groups_by_type = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     steps = self._state_of(parameter)["step"]
-                    alike[parameter.device, parameter.dtype, steps].append(parameter)
-            for parameters in alike.values():
-                # a GPU takes all in a few launches; a CPU wants no more than its caches hold
-                for some in [parameters] if parameters[0].is_cuda else _in_portions(parameters):
-                    self._update(some, group)
+                    groups_by_type[parameter.device, parameter.dtype, steps].append(parameter)
+            for parameters in groups_by_type.values():
+                # all in a few launches on a GPU; on a CPU no more than its caches hold
+                for chunk in [parameters] if parameters[0].is_cuda else _chunks(parameters):
+                    self._update(chunk, group)
         return loss
 
     def _update(self, parameters: list[nn.Parameter], group: dict) -> None:
-        """One step of parameters of one device, type and number of steps; nothing here waits for the device."""
+        """Update parameters of one device, dtype and step count, without waiting for the device."""
         gradients = [parameter.grad for parameter in parameters]
         states = [self.state[parameter] for parameter in parameters]
         if group["max_grad_norm"] > 0:
-            _clip_each(gradients, group["max_grad_norm"])
+            _clip_norms(gradients, group["max_grad_norm"])
 
         first_moments = [state["next_m"] for state in states]
         second_moments = [state["next_v"] for state in states]
@@ -164,14 +167,14 @@ class BertAdam(Optimizer):
         updates = torch._foreach_div(first_moments, denominators)
         if group["weight_decay"] > 0:
             torch._foreach_add_(updates, parameters, alpha=group["weight_decay"])
-        # Two steps, not one fused add: rounding rate * update to fp16 first is what the published weights saw.
+        # two operations instead of a fused add: the published weights were trained with rate * update rounded to fp16
         _scale(updates, _scheduled_rate(group, states[0]["step"]))
         torch._foreach_sub_(parameters, updates)
         for state in states:
             state["step"] += 1
 
     def _state_of(self, parameter: nn.Parameter) -> dict:
-        """The parameter's step and moments, which start at 0."""
+        """Return the parameter's step and moments, initialized with 0."""
         if parameter.grad.is_sparse:
             raise RuntimeError(
                 f"BertAdam needs dense gradients, the parameter of shape {tuple(parameter.shape)} has a sparse one; "
@@ -180,33 +183,33 @@ class BertAdam(Optimizer):
         state = self.state[parameter]
         if not state:
             state["step"] = 0
-            # In the parameter's own type: fp16 moments for fp16 weights are the published recipe.
+            # in the parameter's own dtype: the published recipe has fp16 moments for fp16 weights
             state["next_m"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
             state["next_v"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         return state
 
 
-def _in_portions(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """The parameters in lists that end where they reach `NUMBERS_AT_ONCE`."""
-    portion, numbers = [], 0
+def _chunks(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Yield lists of parameters; a list ends when it reaches `CHUNK_NUMBERS` weights."""
+    chunk, numbers = [], 0
     for parameter in parameters:
-        portion.append(parameter)
+        chunk.append(parameter)
         numbers += parameter.numel()
-        if numbers >= NUMBERS_AT_ONCE:
-            yield portion
-            portion, numbers = [], 0
-    if portion:
-        yield portion
+        if numbers >= CHUNK_NUMBERS:
+            yield chunk
+            chunk, numbers = [], 0
+    if chunk:
+        yield chunk
 
 
 def _scale(tensors: list[torch.Tensor], factor: float) -> None:
-    """Multiplies every tensor in place, each product rounded once to the tensor's type."""
-    # A plain number would first be rounded to fp16 itself on the CPU, and there alone: a rate of 1e-8 to 0.
+    """Multiply every tensor in place, each product rounded once to the tensor's dtype."""
+    # on a CPU a Python number is first rounded to fp16 itself, which makes 0 of a rate of 1e-8
     torch._foreach_mul_(tensors, factor if tensors[0].is_cuda else torch.tensor(factor, dtype=torch.float64))
 
 
-def _clip_each(gradients: list[torch.Tensor], max_norm: float) -> None:
-    """Scales down, in place, each gradient whose own norm is above `max_norm`, as `clip_grad_norm_` would do one."""
+def _clip_norms(gradients: list[torch.Tensor], max_norm: float) -> None:
+    """Clip the norm of each gradient by itself at `max_norm`, in place, as `clip_grad_norm_` does for one tensor."""
     norms = torch.stack(torch._foreach_norm(gradients))
     factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)
     torch._foreach_mul_(gradients, list(factors.unbind()))
@@ -215,9 +218,9 @@ def _clip_each(gradients: list[torch.Tensor], max_norm: float) -> None:
 def prepare_optimizer_groups(
     named_parameters: Iterable[tuple[str, nn.Parameter]], lr: float, coef_lr: float, weight_decay: float = 0.2
 ) -> list[dict]:
-    """CLIP4Clip's parameter groups: `clip.*` at lr * coef_lr, the rest at lr; biases and `LayerNorm`s without decay.
+    """Return CLIP4Clip's parameter groups: `clip.*` at lr * coef_lr, the rest at lr.
 
-    CLIP's own norms are called `ln_*`, and the published recipe decays their weights.
+    Biases and `LayerNorm`s do not decay; CLIP's own norms are named `ln_*`, and their weights do, as published.
 
     Args:
         named_parameters: of the model, or of its DistributedDataParallel wrapper ("module." is ignored).
@@ -227,7 +230,7 @@ def prepare_optimizer_groups(
 
     Returns:
         Groups with "params", "weight_decay" and "lr", in CLIP4Clip's order: decayed CLIP, decayed rest, CLIP and
-        rest without decay.  Frozen parameters and empty groups are left out.
+        rest without decay. Frozen parameters and empty groups are left out.
 
     Raises:
         ValueError: a number out of range.
@@ -253,14 +256,14 @@ def prepare_optimizer_groups(
 
 
 def _scheduled_rate(group: dict, step: int) -> float:
-    """The group's learning rate for a parameter that has been updated `step` times."""
+    """Return the group's learning rate for a parameter that has been updated `step` times."""
     if group["t_total"] == -1:
         return group["lr"]
     return group["lr"] * SCHEDULES[group["schedule"]](step / group["t_total"], group["warmup"])
 
 
 def _check_settings(settings: dict) -> None:
-    """ValueError for the first setting of a group that is out of its range."""
+    """Raise ValueError for the first setting of a group that is out of range."""
     ranges: dict[str, tuple[Callable[[float], bool], str]] = {
         "lr": (lambda value: value >= 0, "a finite number >= 0"),
         "warmup": (lambda value: value == -1 or 0 <= value < 1, "in [0, 1), or -1 for none"),

@@ -1,11 +1,11 @@
-"""Scores changed after the model, from a similarity matrix; numpy only.
+"""Post-processing of a similarity matrix against hubness; numpy only.
 
-What both methods fight is hubness: a few gallery items that are close to very many queries. They use other queries
-to see which items those are, so they are no longer a search for one query with nothing but the gallery: `ASSUMPTIONS`
-says what each takes for granted, and every processed result carries that sentence.
+Hubs are a few gallery items that are close to very many queries. Both methods use other queries to find them, so a
+result is no longer that of one query and the gallery alone: `ASSUMPTIONS` states what each method assumes, and every
+processed result carries that sentence.
 
-Rows are queries, columns are gallery items, larger is better. Scores are meant to be cosines; the defaults are set
-for those and for nothing that was seen on a test split.
+Rows are queries, columns are gallery items, larger is better. The defaults are for cosines and were not tuned on a test
+split.
 """
 
 import numpy as np
@@ -18,10 +18,10 @@ ASSUMPTIONS = {
 
 
 def dual_softmax(similarity, temperature: float = 100.0) -> np.ndarray:
-    """Each score times its share of its gallery item among all queries: s * softmax over queries(temperature * s).
+    """Multiply each score by its softmax over the queries: s * softmax_queries(temperature * s).
 
-    Dual softmax at inference (Cheng et al. 2021, CAMoE, arXiv:2109.04290). The product keeps its meaning for scores
-    >= 0 only: a negative one gets *better* the smaller its share is.
+    Dual softmax at inference (Cheng et al., 2021, CAMoE, arXiv:2109.04290). Meant for scores >= 0: the product of a
+    negative score *rises* as its softmax falls.
 
     Args:
         similarity: (queries, gallery).
@@ -36,7 +36,7 @@ def dual_softmax(similarity, temperature: float = 100.0) -> np.ndarray:
     similarity = _as_matrix(similarity, "similarity")
     _check_positive("temperature", temperature)
     share = temperature * similarity
-    share -= share.max(axis=0)  # the same softmax, and exp cannot overflow
+    share -= share.max(axis=0)  # leaves the softmax unchanged and keeps exp from overflowing
     np.exp(share, out=share)
     share /= share.sum(axis=0)
     share *= similarity
@@ -44,11 +44,11 @@ def dual_softmax(similarity, temperature: float = 100.0) -> np.ndarray:
 
 
 def querybank_normalize(similarity, bank_similarity, beta: float = 20.0) -> np.ndarray:
-    """QB-Norm with the dynamic inverted softmax and top-1 activation (Bogolin et al. 2022, arXiv:2112.12777).
+    """Apply QB-Norm with dynamic inverted softmax and top-1 activation (Bogolin et al., 2022, arXiv:2112.12777).
 
-    A gallery item is *active* if it is the best of some query of the bank. A test query whose best item is active is
-    scored by the inverted softmax, exp(beta * s) / sum over the bank of exp(beta * its s with that item); any other
-    query keeps its scores.
+    A gallery item is *active* if it ranks first for any query of the query bank. A test query whose first item is
+    active is scored by the inverted softmax, exp(beta * s) / sum over the bank of exp(beta * s_bank) with the same
+    item; any other query keeps its scores.
 
     Args:
         similarity: (queries, gallery) of the test queries.
@@ -56,8 +56,8 @@ def querybank_normalize(similarity, bank_similarity, beta: float = 20.0) -> np.n
         beta: inverse temperature; 20 is the paper's.
 
     Returns:
-        (queries, gallery) float64. Normalised rows hold the *logarithm* of the formula, which orders a row alike and
-        overflows for no score.
+        (queries, gallery) float64. Normalised rows hold the *logarithm* of the formula, which ranks a row equally and
+        cannot overflow.
 
     Raises:
         ValueError: not two axes, none of them empty, two galleries, or a beta that is not positive and finite.
@@ -80,7 +80,7 @@ def querybank_normalize(similarity, bank_similarity, beta: float = 20.0) -> np.n
 
 
 def _as_matrix(values, name: str) -> np.ndarray:
-    """A float64 copy: in float32 the small shares of a softmax would become equal zeros, which are ties."""
+    """Return a float64 copy: in float32, small values of a softmax would underflow to ties at 0."""
     matrix = np.array(values, dtype=np.float64)
     if matrix.ndim != 2 or matrix.size == 0:
         raise ValueError(f"{name} must have two axes, none of them empty, got shape {matrix.shape}")

@@ -10,8 +10,8 @@ from types import ModuleType
 START_TOKEN = "<|startoftext|>"
 END_TOKEN = "<|endoftext|>"
 
-# CLIP's split into contractions, words, single digits and runs of other signs (Radford et al. 2021), without
-# the special tokens: text that spells one is split like any other text, so a caption can not end itself early.
+# CLIP's split into contractions, words, single digits and runs of other signs (Radford et al., 2021), without the
+# special tokens: text that spells one is split like any other text, so that a caption cannot end itself early
 _SPLIT_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 
 
@@ -57,22 +57,26 @@ class SimpleTokenizer:
         return type(self), ()
 
     def tokenize(self, text: str) -> list[str]:
-        """The byte-pair tokens of the cleaned text, "</w>" marking the end of a word; never a special token.
+        """Return the byte-pair tokens of the cleaned text, with "</w>" at the end of a word; never a special token.
 
-        Cleaning repairs mojibake, resolves html entities, joins white space and lower-cases.  Nothing is cut or
-        padded.  TypeError for anything but a string.
+        Cleaning repairs mojibake, resolves HTML entities, merges white space and lower-cases. Nothing is cut or padded.
+
+        Raises: TypeError if `text` is not a string.
         """
         if not isinstance(text, str):
             raise TypeError(f"a text must be a str, got {type(text).__name__}")
         tokens: list[str] = []
         for word in self._split.findall(self._open_clip.clean_fn(text)):
-            # The merges are written in printable stand-ins for the 256 bytes.
+            # the merges are written in printable characters, one for each of the 256 bytes
             printable = "".join(self._open_clip.byte_encoder[byte] for byte in word.encode("utf-8"))
             tokens.extend(self._open_clip.bpe(printable).split(" "))
         return tokens
 
     def convert_tokens_to_ids(self, tokens: Iterable[str]) -> list[int]:
-        """One id per token, special tokens included; ValueError naming a token outside the vocabulary."""
+        """Return one id per token, special tokens included.
+
+        Raises: ValueError for tokens outside the vocabulary; TypeError for one string instead of a list.
+        """
         if isinstance(tokens, str):
             raise TypeError("tokens must be a list of str, got one str; tokenize() makes the list")
         tokens = list(tokens)
@@ -82,13 +86,15 @@ class SimpleTokenizer:
         return [self.encoder[token] for token in tokens]
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `tokenize(text)`, without start and end token."""
+        """Return the ids of `tokenize(text)`, without start and end token."""
         return self.convert_tokens_to_ids(self.tokenize(text))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The cleaned text, one space after each word; special tokens are written out.
+        """Return the cleaned text with one space after each word; special tokens are written out.
 
-        Words cut in the middle of a character show U+FFFD there.  ValueError naming an id outside the vocabulary.
+        A character that is cut in the middle becomes U+FFFD.
+
+        Raises: ValueError for ids outside the vocabulary.
         """
         ids = [int(token_id) for token_id in ids]
         unknown = [token_id for token_id in ids if token_id not in self.decoder]

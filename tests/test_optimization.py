@@ -202,7 +202,7 @@ def plain_bertadam_step(parameters: list[nn.Parameter], moments: dict, steps: di
 @pytest.mark.parametrize("numbers_at_once", [1, 40, 1 << 20])
 def test_fifty_steps_equal_a_plain_loop(dtype, tolerance, numbers_at_once, monkeypatch):
     """Parameters of several shapes, types and groups; some have no gradient at times, so that their clocks differ."""
-    monkeypatch.setattr(optimization, "NUMBERS_AT_ONCE", numbers_at_once)
+    monkeypatch.setattr(optimization, "CHUNK_NUMBERS", numbers_at_once)
     generator = torch.Generator().manual_seed(0)
     values = [torch.randn(shape, generator=generator) for shape in [(3, 5), (7,), (2, 3, 2), (), (40,), (6, 4)]]
     # the second and third are of another type than the rest of their groups
