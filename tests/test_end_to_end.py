@@ -72,7 +72,7 @@ def test_files_and_log_lines_are_clip4clips(folder, tmp_path):
         r"The best model is: .*pytorch_model\.bin\.[01], the R1 is: \d+\.\d{4} \(epoch picked on the test split",
         r"global batch: 12 pairs per optimizer step .* each scored against 12 candidates",
         r"24 videos, 72 captions, 0 missing",
-        r"8 parameters newly initialized (random): text_weight_fc\.\* \(4\), video_weight_fc\.\* \(4\)",
+        r"8 parameters newly initialized \(random\): text_weight_fc\.\* \(4\), video_weight_fc\.\* \(4\)",
         r"activation quick_gelu, frames normalised by mean \(0\.48145466, 0\.4578275, 0\.40821073\)",
     ):
         assert re.search(line, log), line
