@@ -31,6 +31,12 @@ def open_clip_tokenizer() -> ModuleType:
     return module
 
 
+@cache
+def open_clip_bpe():
+    """Return open_clip's tokenizer of OpenAI's vocabulary; reading the merges takes a quarter of a second."""
+    return open_clip_tokenizer().SimpleTokenizer()
+
+
 class SimpleTokenizer:
     """Lower-cased byte-pair tokens of CLIP's vocabulary, under CLIP4Clip's names for the special tokens.
 
@@ -44,7 +50,7 @@ class SimpleTokenizer:
         # open_clip's tokenizer imports torch; `--help` and the readers do without it.
         import regex
 
-        self._open_clip = open_clip_tokenizer().SimpleTokenizer()
+        self._open_clip = open_clip_bpe()
         self._split = regex.compile(_SPLIT_PATTERN, regex.IGNORECASE)
         special = {self._open_clip.sot_token_id: START_TOKEN, self._open_clip.eot_token_id: END_TOKEN}
         self.decoder: dict[int, str] = {**self._open_clip.decoder, **special}

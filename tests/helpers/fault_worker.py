@@ -17,7 +17,10 @@ import torch
 
 import main_task_retrieval
 import util
+from modules.tokenization_clip import SimpleTokenizer
 from tests.helpers.launch import free_port
+
+SimpleTokenizer()  # the merges are read before a rank is forked
 
 ROLE = "main_task_retrieval.main"
 TIME_LIMIT = 120
