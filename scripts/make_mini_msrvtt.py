@@ -1,4 +1,4 @@
-"""Write a learnable miniature of MSR-VTT: real mp4 files of moving shapes, with annotations in MSR-VTT's own form.
+"""Write a learnable miniature of MSR-VTT: mp4 files of moving shapes, with annotations in MSR-VTT's form.
 
 python -m scripts.make_mini_msrvtt --output data/mini_msrvtt
 """
@@ -11,7 +11,7 @@ from scripts.miniature.msrvtt import Settings, write_mini_msrvtt
 
 
 def frame_size(text: str) -> tuple[int, int]:
-    """`64x48` -> (64, 48)."""
+    """Return (64, 48) for `64x48`."""
     width, separator, height = text.partition("x")
     if not (separator and width.isdecimal() and height.isdecimal()):
         raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT in pixels, such as 64x64, not {text!r}")
@@ -19,13 +19,18 @@ def frame_size(text: str) -> tuple[int, int]:
 
 
 def get_args(argv: list[str] | None = None) -> tuple[Path, Settings]:
-    """Parse the command line into the folder and the settings; bad values are argument errors."""
+    """Return the folder and the settings of the command line; values that are not valid are argument errors."""
     default = Settings()
     parser = argparse.ArgumentParser(
         description="Write a learnable miniature of MSR-VTT made of moving shapes.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder to write, empty or written before")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        help="folder: new, or of an earlier run",
+    )
     parser.add_argument("--train_videos", type=int, default=default.train_videos, help="videos for training")
     parser.add_argument("--test_videos", type=int, default=default.test_videos, help="held-out videos")
     parser.add_argument(
@@ -36,10 +41,10 @@ def get_args(argv: list[str] | None = None) -> tuple[Path, Settings]:
         "--seconds_per_segment", type=int, default=default.seconds_per_segment, help="longest segment, in whole seconds"
     )
     parser.add_argument(
-        "--max_segments", type=int, default=default.max_segments, help="most shapes in a video: 2, 3, 4"
+        "--max_segments", type=int, default=default.max_segments, help="maximum number of shapes in a video: 2, 3 or 4"
     )
     parser.add_argument("--fps", type=int, default=default.fps, help="frames per second")
-    parser.add_argument("--seed", type=int, default=default.seed, help="seed of everything that is drawn")
+    parser.add_argument("--seed", type=int, default=default.seed, help="random seed")
     values = vars(parser.parse_args(argv))
     output = values.pop("output")
     width, height = values.pop("size")
@@ -52,7 +57,7 @@ def get_args(argv: list[str] | None = None) -> tuple[Path, Settings]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write the miniature that the command line asks for and say where it is."""
+    """Write the miniature and print its folder."""
     output, settings = get_args(argv)
     try:
         paths = write_mini_msrvtt(output, progress=True, **asdict(settings))

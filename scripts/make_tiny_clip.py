@@ -10,9 +10,9 @@ from scripts.miniature.tiny_clip import check_sizes, save_state_dict, tiny_clip_
 
 
 def get_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parse the command line; sizes that make no CLIP are argument errors."""
+    """Parse the command line; sizes that are not valid are argument errors."""
     parser = argparse.ArgumentParser(
-        description="Write a small, randomly started CLIP in OpenAI's form.",
+        description="Write a small CLIP with random weights, in OpenAI's form.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
@@ -38,7 +38,7 @@ def get_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write the state dict that the command line asks for and say what was written."""
+    """Write the state dict and print its size."""
     args = get_args(argv)
     weights = tiny_clip_state_dict(**{name: value for name, value in vars(args).items() if name != "output"})
     save_state_dict(weights, args.output)

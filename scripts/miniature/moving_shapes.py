@@ -1,7 +1,7 @@
-"""Draws videos of moving shapes, one after the other before a dull background, and encodes them as mp4.
+"""Draw videos of moving shapes, one after the other on a dull background, and encode them as mp4.
 
-`scripts.make_mini_msrvtt` decides what each video shows and counts on the same pixels for the same settings: a change
-of what is drawn here needs another `FORMAT` there.  A `size` is (width, height) in pixels, a frame (H, W, 3) uint8 RGB.
+`scripts.miniature.msrvtt` decides the content of each video and relies on the same pixels for the same settings: if the
+drawing changes here, increase `FORMAT` there. A `size` is (width, height) in pixels, a frame (H, W, 3) uint8 RGB.
 """
 
 import math
@@ -26,20 +26,20 @@ EMPTY_KINDS = ("black", "grey", "noise")
 
 
 def polygon(corners: int, turn: float = 0.0) -> np.ndarray:
-    """Corners of a regular polygon of radius 1, the first one pointing up at turn 0 (a part of a whole turn)."""
+    """Return the corners of a regular polygon of radius 1; the first points up, rotated by `turn` full turns."""
     angles = 2 * np.pi * (np.arange(corners) / corners + turn)
     return np.stack([np.sin(angles), -np.cos(angles)], axis=1)
 
 
 def star_polygon() -> np.ndarray:
-    """A five-pointed star of radius 1."""
+    """Return a five-pointed star of radius 1."""
     points = polygon(10)
     points[1::2] *= 0.42
     return points
 
 
 def cross_polygon() -> np.ndarray:
-    """A plus sign with arms of length 1."""
+    """Return a plus sign with arms of length 1."""
     arm = 0.3
     return np.array([(-arm, -1), (arm, -1), (arm, -arm), (1, -arm), (1, arm), (arm, arm),
                      (arm, 1), (-arm, 1), (-arm, arm), (-1, arm), (-1, -arm), (-arm, -arm)])  # fmt: skip
@@ -59,7 +59,7 @@ ROUND_SHAPES = ("circle", "ring")
 
 @dataclass(frozen=True)
 class Segment:
-    """What a video shows from second `start` to second `end`; all None where it shows nothing."""
+    """The content of a video from second `start` to second `end`; None for an empty segment."""
 
     start: int
     end: int
@@ -69,7 +69,7 @@ class Segment:
 
 
 def draw_background(size: tuple[int, int], pixels: np.random.Generator) -> np.ndarray:
-    """(H, W, 3) float: a dull, dark tint with a slope and soft spots."""
+    """Return (H, W, 3) float: a dull, dark tint with a gradient and soft spots."""
     width, height = size
     tint = pixels.uniform(35, 95) + pixels.uniform(-12, 12, size=3)
     across = np.linspace(-1, 1, width)[None, :] * pixels.uniform(-18, 18)
@@ -79,7 +79,7 @@ def draw_background(size: tuple[int, int], pixels: np.random.Generator) -> np.nd
 
 
 def draw_empty(size: tuple[int, int], frames: int, pixels: np.random.Generator) -> Iterator[np.ndarray]:
-    """Frames that say nothing: black, plain grey, or the noise of a dead channel."""
+    """Yield frames without content: black, plain grey, or noise."""
     width, height = size
     kind = EMPTY_KINDS[pixels.integers(len(EMPTY_KINDS))]
     shade = {"black": 0, "grey": int(pixels.integers(70, 150)), "noise": 0}[kind]
@@ -91,9 +91,9 @@ def draw_empty(size: tuple[int, int], frames: int, pixels: np.random.Generator) 
 
 
 def place(motion: str, progress: float) -> tuple[float, float, float, float]:
-    """Centre (x, y) and radius in half frame heights, and turn in radians, at `progress` from 0 to 1.
+    """Return centre (x, y) and radius in half frame heights, and rotation in radians, at `progress` from 0 to 1.
 
-    The first frame of a segment gives its motion away: what moves left starts on the right.
+    The first frame of a segment already shows its motion: a shape that moves left starts on the right.
     """
     reach = 0.22 * (1 - 2 * progress)
     x, y, radius, turn = 0.0, 0.0, 0.62, 0.0
@@ -109,7 +109,7 @@ def place(motion: str, progress: float) -> tuple[float, float, float, float]:
 
 
 def draw_shape(segment: Segment, size: tuple[int, int], fps: int, pixels: np.random.Generator) -> Iterator[np.ndarray]:
-    """The frames of a segment: its shape in motion before a still background, about within the central square."""
+    """Yield the frames of a segment: its shape in motion on a still background, roughly within the central square."""
     background = draw_background(size, pixels).clip(0, 255).astype(np.uint8)
     colour = np.clip(np.array(COLOURS[segment.colour]) + pixels.uniform(-12, 12, size=3), 0, 255).tolist()
     shift = pixels.uniform(-0.1, 0.1, size=2)
@@ -134,7 +134,7 @@ def draw_shape(segment: Segment, size: tuple[int, int], fps: int, pixels: np.ran
 def draw_frames(
     segments: Sequence[Segment], size: tuple[int, int], fps: int, seed: Sequence[int]
 ) -> Iterator[np.ndarray]:
-    """All frames of a video, (H, W, 3) uint8 RGB; the same arguments give the same pixels."""
+    """Yield all frames of a video, (H, W, 3) uint8 RGB; the same arguments give the same pixels."""
     pixels = np.random.default_rng(seed)
     for segment in segments:
         if segment.colour:

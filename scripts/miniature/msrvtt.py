@@ -1,17 +1,18 @@
-"""Write a learnable miniature of MSR-VTT: real mp4 files of moving shapes, with annotations in MSR-VTT's own form.
+"""A learnable miniature of MSR-VTT: mp4 files of moving shapes, with annotations in MSR-VTT's form.
 
     python -m scripts.make_mini_msrvtt --output data/mini_msrvtt
 
     data/mini_msrvtt/
-      videos/video0.mp4 ...  two to four shapes one after the other, and seconds that show nothing
+      videos/video0.mp4 ...  two to four shapes one after the other, and empty seconds
       MSRVTT_data.json       {"info", "videos", "sentences"}: several captions for every video
       MSRVTT_train.csv       video_id
       MSRVTT_test.csv        key,vid_key,video_id,sentence: one caption per held-out video
-      segments.json          the truth: {video_id: [{start, end, colour, shape, motion}]}, null where nothing is shown
-      settings.json          the settings it was made with; the same command again writes nothing
+      segments.json          the content: {video_id: [{start, end, colour, shape, motion}]}, null for empty segments
+      settings.json          the settings it was made with; the same command then writes nothing
 
-Every segment lasts whole seconds, so the usual one frame per second sees them all.  No training video shows all the
-coloured shapes of a test video, and no test caption fits two test videos, so the task is neither memory nor chance.
+Every segment lasts whole seconds, so that one frame per second samples all of them. No training video shows all
+coloured shapes of a test video, and no test caption fits two test videos: the task needs generalization and each query
+has one answer.
 """
 
 import csv
@@ -26,12 +27,12 @@ from tqdm import tqdm
 
 from scripts.miniature.moving_shapes import COLOURS, ROUND_SHAPES, SHAPES, Segment, draw_frames, write_video
 
-# Bumped when the same settings would no longer give the same data, so that old folders are not taken for new ones.
+# Increased when the same settings give other data, so that folders of an earlier format are not reused.
 FORMAT = 2
-# So many candidates for the test set rejected one after the other mean that there is no room for another.
+# After so many rejected candidates in a row, no further test video is expected to exist.
 REJECTIONS_IN_A_ROW = 1000
 
-# What the captions call each motion that `scripts.miniature.moving_shapes` draws.
+# words of the captions for each motion that `scripts.miniature.moving_shapes` draws
 MOTIONS = {
     "left": ("moves to the left", "slides left", "drifts to the left side"),
     "right": ("moves to the right", "slides right", "drifts to the right side"),
@@ -60,13 +61,13 @@ class Video:
 
     @property
     def content(self) -> frozenset[tuple[str, str]]:
-        """The (colour, shape) pairs that the video shows, without their order."""
+        """Return the (colour, shape) pairs in the video, without their order."""
         return frozenset((segment.colour, segment.shape) for segment in self.segments if segment.colour)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that decides what is written; sizes in pixels, lengths in seconds."""
+    """The settings that decide the data set; sizes in pixels, lengths in seconds."""
 
     train_videos: int = 600
     test_videos: int = 100
@@ -79,7 +80,7 @@ class Settings:
     seed: int = 0
 
     def check(self) -> None:
-        """Raise ValueError naming the first value that gives no data set."""
+        """Raise ValueError that names the first value that is not valid."""
         for name in ("train_videos", "test_videos", "captions_per_video", "seconds_per_segment"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -95,7 +96,7 @@ class Settings:
 
 
 def describe(segments: list[Segment], choose: random.Random) -> str:
-    """One caption that names colour and shape of each of these segments, in their order."""
+    """Return one caption that names colour and shape of each of these segments, in their order."""
     phrases = [f"a {choose.choice(ADJECTIVES)}{segment.colour} {segment.shape}" for segment in segments]
     if choose.random() < 0.4:
         joint = choose.choice(LIST_JOINTS)
@@ -110,7 +111,7 @@ def describe(segments: list[Segment], choose: random.Random) -> str:
 
 
 def draw_captions(segments: tuple[Segment, ...], count: int, choose: random.Random) -> tuple[str, ...]:
-    """Captions of one video: the first names everything it shows, a third of the others only a part."""
+    """Return captions of one video: the first names every shape, a third of the others only some."""
     shown = [segment for segment in segments if segment.colour]
     captions = []
     for index in range(count):
@@ -123,11 +124,14 @@ def draw_captions(segments: tuple[Segment, ...], count: int, choose: random.Rand
 
 
 def draw_segments(settings: Settings, choose: random.Random) -> tuple[Segment, ...]:
-    """Two to `max_segments` shapes of different colours, and one empty piece or more; `max_segments` + 1 at most."""
+    """Return 2 to `max_segments` shapes of different colours and at least one empty segment.
+
+    There are at most `max_segments` + 1 segments in all.
+    """
     shown = []
     for colour in choose.sample(list(COLOURS), choose.randint(2, settings.max_segments)):
         shape = choose.choice(list(SHAPES))
-        # A round thing that spins looks like one that stays still.
+        # a spinning circle or ring looks like one that stays still
         motions = [motion for motion in MOTIONS if not (motion == "spins" and shape in ROUND_SHAPES)]
         shown.append((colour, shape, choose.choice(motions)))
     pieces = list(shown)
@@ -142,17 +146,21 @@ def draw_segments(settings: Settings, choose: random.Random) -> tuple[Segment, .
 
 
 def content_words(video: Video) -> set[str]:
-    """The words for colours, shapes and motions in the captions of a video."""
+    """Return the words for colours, shapes and motions in the captions of a video."""
     motion_words = " ".join(itertools.chain.from_iterable(MOTIONS.values())).split()
     said = set(re.findall(r"[a-z]+", " ".join(video.captions)))
     return said & {*COLOURS, *SHAPES, *motion_words}
 
 
 def plan_videos(settings: Settings) -> tuple[list[Video], list[Video]]:
-    """Training videos and held-out test videos; ValueError when the settings leave no room for the held-out ones.
+    """Return training videos and test videos.
 
-    A test video is kept when no training video shows all of its coloured shapes, no other test video shows all of
-    its coloured shapes or only such, and its captions call no colour, shape or motion by a word that training lacks.
+    A test video is accepted if no training video shows all its coloured shapes, if its set of coloured shapes neither
+    contains nor is contained in that of another test video, and if its words for colours, shapes and motions all occur
+    in training.
+
+    Raises:
+        ValueError: the settings do not allow that many test videos.
     """
     choose = random.Random(settings.seed)
 
@@ -179,13 +187,13 @@ def plan_videos(settings: Settings) -> tuple[list[Video], list[Video]]:
     if len(test) == settings.test_videos:
         return train, list(test.values())
     raise ValueError(
-        f"test_videos {settings.test_videos} is too many beside train_videos {settings.train_videos}: only "
-        f"{len(test)} could be told apart from each other and from training, in words that training uses"
+        f"test_videos {settings.test_videos} is too many for train_videos {settings.train_videos}: only "
+        f"{len(test)} differ from each other and from training in the words that training uses"
     )
 
 
 def write_annotations(output: Path, train: list[Video], test: list[Video]) -> None:
-    """The json and both csv files in MSR-VTT's form, and the truth in segments.json."""
+    """Write the json and both csv files in MSR-VTT's form, and the content of each video to segments.json."""
     videos, sentences = [], []
     for index, video in enumerate(train + test):
         videos.append(
@@ -223,7 +231,7 @@ def write_json(path: Path, content: dict) -> None:
 
 @dataclass(frozen=True)
 class MiniMsrvtt:
-    """Where the parts of a miniature lie."""
+    """The paths of a miniature."""
 
     videos: Path
     data: Path
@@ -235,8 +243,11 @@ class MiniMsrvtt:
 def write_mini_msrvtt(output: Path | str, *, progress: bool = False, **settings: int) -> MiniMsrvtt:
     """Write the miniature to `output` (see `Settings` for the keywords) and return its paths.
 
-    A folder that the same settings have already filled is left as it is, and an interrupted one is done again.
-    Raises ValueError for bad settings and FileExistsError for a folder with anything else in it.
+    A folder that was completed with the same settings is left unchanged; an interrupted one is written again.
+
+    Raises:
+        ValueError: a setting is not valid.
+        FileExistsError: the folder has other content.
     """
     chosen = Settings(**settings)
     chosen.check()
@@ -252,7 +263,7 @@ def write_mini_msrvtt(output: Path | str, *, progress: bool = False, **settings:
     train, test = plan_videos(chosen)
     claim_folder(output, record)
     files = {video.video_id: paths.videos / f"{video.video_id}.mp4" for video in train + test}
-    # The annotations come last, so that their presence says the videos were finished.
+    # annotations are written last: if they exist, the videos are complete
     annotations = (paths.data, paths.train_csv, paths.test_csv, paths.segments)
     if all(path.is_file() for path in itertools.chain(annotations, files.values())):
         return paths
@@ -267,7 +278,7 @@ def write_mini_msrvtt(output: Path | str, *, progress: bool = False, **settings:
 
 
 def claim_folder(output: Path, record: dict) -> None:
-    """Mark an empty folder as ours, or check that the one there was made with the same settings."""
+    """Write the settings to an empty folder, or check that an existing one was made with the same settings."""
     if output.exists() and not output.is_dir():
         raise FileExistsError(f"{output} is a file, not a folder")
     settings_file = output / "settings.json"

@@ -1,10 +1,10 @@
-"""Write a small, randomly started CLIP as a plain state dict under OpenAI's key names, with CLIP's real vocabulary.
+"""A small CLIP with random weights, as a state dict with OpenAI's key names and CLIP's real vocabulary size.
 
     python -m scripts.make_tiny_clip --output data/tiny_clip.pt
 
-It stands where `ViT-B-32.pt` would (`--pretrained_clip_name data/tiny_clip.pt`): nothing is downloaded, it trains on a
-laptop, and it takes the same path through the code.  A name that ends in `.safetensors` is written in that format.
-The standard deviations are those of OpenAI's CLIP (github.com/openai/CLIP, `initialize_parameters`).
+It replaces `ViT-B-32.pt` (`--pretrained_clip_name data/tiny_clip.pt`): it needs no download, trains on a laptop, and
+takes the same path through the code. A name that ends in `.safetensors` is written in that format. The standard
+deviations are those of OpenAI's CLIP (github.com/openai/CLIP, `initialize_parameters`).
 """
 
 import math
@@ -18,7 +18,10 @@ LARGEST_SEED = 2**63 - 1
 
 
 def transformer_state_dict(prefix: str, width: int, layers: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Residual attention blocks `{prefix}resblocks.N.*`; output projections shrink with depth, as 2 * layers add up."""
+    """Return residual attention blocks `{prefix}resblocks.N.*`.
+
+    Output projections are scaled down by the number of residual additions, 2 * layers.
+    """
     attention_std = width**-0.5
     projection_std = width**-0.5 * (2 * layers) ** -0.5
     hidden_std = (2 * width) ** -0.5
@@ -43,7 +46,7 @@ def transformer_state_dict(prefix: str, width: int, layers: int, generator: torc
 
 
 def layer_norm_state_dict(prefix: str, width: int) -> dict[str, Tensor]:
-    """A LayerNorm that starts as plain normalisation."""
+    """Return a LayerNorm with weight 1 and bias 0."""
     return {prefix + "weight": torch.ones(width), prefix + "bias": torch.zeros(width)}
 
 
@@ -59,10 +62,13 @@ def tiny_clip_state_dict(
     vocabulary_size: int = VOCABULARY_SIZE,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Random float32 weights of a ViT CLIP under OpenAI's key names; the same seed gives the same weights.
+    """Return random float32 weights of a ViT CLIP with OpenAI's key names; the same seed gives the same weights.
 
-    `image_size` and `patch_size` are pixels.  Both towers have max(1, width // 64) heads, by CLIP's rule, which is
-    not stored.  Raises ValueError naming the value for sizes that make no CLIP.
+    `image_size` and `patch_size` are in pixels. Both towers have max(1, width // 64) attention heads: CLIP's rule, not
+    stored in the weights.
+
+    Raises:
+        ValueError: a size is not valid; the message names it.
     """
     check_sizes(
         embed_dim=embed_dim,
@@ -83,7 +89,7 @@ def tiny_clip_state_dict(
 
     vision_std = vision_width**-0.5
     patches = (image_size // patch_size) ** 2
-    # A patch convolution starts as PyTorch starts any: uniform within 1 / sqrt(inputs per output).
+    # PyTorch's own initialization of a convolution: uniform within 1 / sqrt(inputs per output)
     patch_bound = (3 * patch_size**2) ** -0.5
     patch_weight = torch.rand(vision_width, 3, patch_size, patch_size, generator=generator)
     return {
@@ -104,7 +110,7 @@ def tiny_clip_state_dict(
 
 
 def check_sizes(**sizes: int) -> None:
-    """Raise ValueError naming the first size that makes no CLIP."""
+    """Raise ValueError that names the first size that is not valid."""
     for name, value in sizes.items():
         if name != "seed" and value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}")
@@ -122,7 +128,7 @@ def check_sizes(**sizes: int) -> None:
 
 
 def save_state_dict(weights: dict[str, Tensor], output: Path) -> None:
-    """Write the weights; a `.safetensors` suffix chooses that format, any other is `torch.save`."""
+    """Write the weights with safetensors if the suffix is `.safetensors`, otherwise with `torch.save`."""
     output.parent.mkdir(parents=True, exist_ok=True)
     if output.suffix == ".safetensors":
         from safetensors.torch import save_file
