@@ -111,7 +111,7 @@ def sizes_and_times(count: int, options: argparse.Namespace) -> tuple[str, str]:
         inserted, _ = timed(lambda: fill(folder, videos))
         stored = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         opened, store = timed(lambda: QdrantStore.open(str(folder)))
-        result = search(store, VideoVectors.joined(videos), options)
+        result = search(store, VideoVectors.concatenate(videos), options)
         store.close()
     sent = len(as_point("folder/video.mp4", FileState(1, 1, ""), videos[0]).model_dump_json())
     sizes = (

@@ -57,9 +57,9 @@ def embed_videos(
     names = [file for file in files if not isinstance(results[file], UnreadableFile)]
     if not names:
         return {}, bad
-    joined = VideoVectors.joined([results[name] for name in names])
-    arrays = {name: getattr(joined, name) for name in ("pooled", "counts", "weights", "floors", "seconds")}
-    return {"names": np.array(names), "vectors": joined.frames, **arrays}, bad
+    videos = VideoVectors.concatenate([results[name] for name in names])
+    arrays = {name: getattr(videos, name) for name in ("pooled", "counts", "weights", "floors", "seconds")}
+    return {"names": np.array(names), "vectors": videos.frames, **arrays}, bad
 
 
 def embed_texts(encoder: Encoder, texts: list[str]) -> dict[str, np.ndarray]:

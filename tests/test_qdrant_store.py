@@ -55,7 +55,7 @@ def test_vectors_come_back_unchanged(opened):
     assert (len(store), store.settings, store.fingerprint, store.folder) == (20, WTI, "abc", FOLDER)
     paths, found = store.candidates(random_query(np.random.default_rng(0)), 50)
     assert sorted(paths) == sorted(videos)
-    assert same(found, VideoVectors.joined([videos[path] for path in paths]))
+    assert same(found, VideoVectors.concatenate([videos[path] for path in paths]))
     assert all(same(store.example(path), video) for path, video in videos.items())
 
 

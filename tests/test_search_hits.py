@@ -81,7 +81,7 @@ def texts(sentences: list[str]) -> list[Query]:
 
 
 def two_videos() -> VideoVectors:
-    videos = VideoVectors.joined([
+    videos = VideoVectors.concatenate([
         video_of([EAST, NORTH], [0.5, 0.5], [1, 2]), video_of([WEST, NORTH, EAST], [0.4, 0.3, 0.3], [3, 4, 5]),
     ])  # fmt: skip
     return VideoVectors(**{**vars(videos), "pooled": np.stack([EAST, WEST])})

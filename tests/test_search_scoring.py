@@ -114,7 +114,7 @@ def test_blocks_hold_whole_videos_and_copy_nothing():
     parts = list(blocks(videos, 5))
     assert [part.counts.tolist() for part in parts] == [[2, 3], [1, 4], [7], [2]]
     assert all(np.shares_memory(part.frames, videos.frames) for part in parts)
-    again = VideoVectors.joined(parts)
+    again = VideoVectors.concatenate(parts)
     for name, array in vars(videos).items():
         assert np.array_equal(getattr(again, name), array), name
 

@@ -149,7 +149,7 @@ def test_texts_of_other_heads(folder, head):
 @torch.no_grad()
 def test_cross_scores_are_those_of_each_pair(folder, files, head):
     encoder = load(folder, head)
-    videos = VideoVectors.joined([found for _, found in encoder.videos(files, processes=0)])
+    videos = VideoVectors.concatenate([found for _, found in encoder.videos(files, processes=0)])
     scores = encoder.cross_scores(encoder.text(TEXTS[0]), videos)
     sentence, text_mask, _ = slow_text(encoder, TEXTS[0])
     expected = [encoder.model.score(sentence, *slow_videos(encoder, file)[:1], text_mask, slow_videos(encoder, file)[1])

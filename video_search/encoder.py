@@ -1,6 +1,6 @@
-"""Texts and videos as the vectors that a search compares: `Encoder.load("runs/wti/pytorch_model.bin.4")`.
+"""The encoder of texts and videos for a search: `Encoder.load("runs/wti/pytorch_model.bin.4")`.
 
-Everything is encoded as an evaluation does it: same sampling, same padding, same weights.
+Sampling, padding and weights are those of an evaluation.
 """
 
 import hashlib
@@ -75,11 +75,14 @@ class Encoder:
         return cls(model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), values, fingerprint)
 
     def text(self, text: str) -> Query:
-        """A text as a query; raises ValueError where it is blank, endless, or no text."""
+        """Encode a text as a query.
+
+        Raises: ValueError if the text is blank, too long, or not UTF-8.
+        """
         return self.texts([text])[0]
 
     def texts(self, texts: Sequence[str]) -> list[Query]:
-        """Texts as queries, in their order; errors as of `text`."""
+        """Encode texts as queries, in their order; errors as in `text`."""
         for text in texts:
             check_text(text)
         queries = []
@@ -88,22 +91,25 @@ class Encoder:
         return queries
 
     def video_query(self, path: str | os.PathLike) -> Query:
-        """A video as an example; raises VideoReadError where it cannot be read."""
+        """Encode an example video as a query.
+
+        Raises: VideoReadError if it cannot be read.
+        """
         frames, seconds = self.extractor.read_frames_with_times(
             path, self.config.max_frames, self.settings["slice_framepos"]
         )
-        return as_query(self._encode_videos([frames], [seconds]))
+        return example_query(self._encode_videos([frames], [seconds]))
 
     def videos(
         self, paths: Sequence[str | os.PathLike], processes: int | None = None, progress: bool = False
     ) -> Iterator[tuple[str | os.PathLike, VideoVectors | UnreadableFile]]:
-        """Every path with the vectors of its video, or with why there are none; in the order in which they are done.
+        """Yield every path with the vectors of its video or the reason why it is unreadable, in order of completion.
 
-        `processes` decode beside the encoding, one per core if not given; 0 decodes here. A video that crashes its
-        decoder costs that video alone, but not with 0. `progress` shows a bar.
+        `processes` decode in parallel with the encoding, by default one per core; 0 decodes in this process. A decoder
+        that crashes costs its video only, except with 0. `progress` shows a bar.
         """
-        waiting: list[tuple] = []
-        at_once = max(1, FRAMES_AT_ONCE // self.config.max_frames)
+        batch: list[tuple] = []
+        batch_size = max(1, FRAMES_AT_ONCE // self.config.max_frames)
         processes = available_cores() if processes is None else processes
         sampling = self.config.max_frames, self.settings["slice_framepos"]
         results = read_videos(paths, self.extractor, *sampling, processes)
@@ -111,33 +117,33 @@ class Encoder:
             if isinstance(result, UnreadableFile):
                 yield path, result
                 continue
-            waiting.append((path, *result))
-            if len(waiting) == at_once:
-                yield from self._encode_waiting(waiting)
-                waiting.clear()
-        if waiting:
-            yield from self._encode_waiting(waiting)
+            batch.append((path, *result))
+            if len(batch) == batch_size:
+                yield from self._encode_batch(batch)
+                batch.clear()
+        if batch:
+            yield from self._encode_batch(batch)
 
     @torch.no_grad()
     def cross_scores(self, query: Query, videos: VideoVectors) -> np.ndarray:
-        """(N,) float32: the value of a tight head's cross encoder for a sentence with each of N videos, all at once."""
-        frames, mask = padded(videos.frames, videos.counts, int(videos.counts.max(initial=1)))
+        """Score a sentence with each of N videos by the cross encoder, all at once: (N,) float32."""
+        frames, mask = pad_videos(videos.frames, videos.counts, int(videos.counts.max(initial=1)))
         sentence = torch.from_numpy(query.vectors).unsqueeze(0).to(self.device)
         return self.model.score(sentence, frames.to(self.device), None, mask.to(self.device))[0].cpu().numpy()
 
-    def _encode_waiting(self, waiting: list[tuple]) -> Iterator[tuple[Any, VideoVectors]]:
-        paths, frames, seconds = zip(*waiting, strict=True)
+    def _encode_batch(self, batch: list[tuple]) -> Iterator[tuple[Any, VideoVectors]]:
+        paths, frames, seconds = zip(*batch, strict=True)
         vectors = self._encode_videos(frames, seconds)
         for place, path in enumerate(paths):
             yield path, vectors.take(np.array([place]))
 
     @torch.no_grad()
     def _encode_videos(self, frames: Sequence[np.ndarray], seconds: Sequence[np.ndarray]) -> VideoVectors:
-        """Vectors of B videos from their frames (L,3,S,S) uint8 and the seconds (L,) of these."""
+        """Encode B videos from their frames (L,3,S,S) uint8 and the seconds (L,) of these."""
         counts = np.array([len(one) for one in frames], dtype=np.int64)
-        # one padded frame more than the longest: with 3d patches the last frame of a shorter video sees the next one
+        # one frame more than the longest video: a last frame with 3d patches reads the padding behind it
         length = min(self.config.max_frames, int(counts.max()) + 1)
-        video, mask = (part.to(self.device) for part in padded(np.concatenate(frames), counts, length))
+        video, mask = (part.to(self.device) for part in pad_videos(np.concatenate(frames), counts, length))
         vectors = self.model.aggregate_frames(self.model.get_visual_output(video, mask), mask)
         packed, pooled = self.head.index_videos(self.model, vectors, mask)
         return VideoVectors(
@@ -166,20 +172,20 @@ class Encoder:
             as_array(pooled),
             packed.floor.tolist(),
             map(tuple, tokens) if self.head.encodes_tokens else ((text,) for text in texts),
-            [cut_notice(len(text_words), length) for text_words in words],
+            [truncation_notice(len(text_words), length) for text_words in words],
             strict=True,
         )
         return [Query(*row, notice=notice) for *row, notice in rows]
 
 
-def as_query(video: VideoVectors) -> Query:
-    """One video as an example."""
+def example_query(video: VideoVectors) -> Query:
+    """Return the query of one example video."""
     names = tuple(f"{second:.1f} s" for second in video.seconds)
     return Query(video.frames, video.weights, video.pooled[0], float(video.floors[0]), names, is_video=True)
 
 
-def padded(rows: np.ndarray, counts: np.ndarray, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """M rows, the first `counts[0]` of one video and so on -> (N,length,...) with zeros behind, and its mask, int64."""
+def pad_videos(rows: np.ndarray, counts: np.ndarray, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pad the M rows of N videos, `counts` (N,) each, with zeros: (N,length,...), and the int64 mask (N,length)."""
     mask = np.arange(length) < counts[:, np.newaxis]
     video = np.zeros((*mask.shape, *rows.shape[1:]), dtype=rows.dtype)
     video[mask] = rows
@@ -187,21 +193,22 @@ def padded(rows: np.ndarray, counts: np.ndarray, length: int) -> tuple[torch.Ten
 
 
 def as_array(tensor: torch.Tensor) -> np.ndarray:
+    """Return a tensor as a float32 array on the CPU."""
     return tensor.float().cpu().numpy()
 
 
 def check_text(text: str) -> None:
-    """Raise ValueError for a text that nothing can be searched with."""
+    """Raise ValueError for a text that cannot be a query."""
     if not text.strip():
         raise ValueError("the text is empty: say in a few words what the video should show")
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"the text has {len(text)} characters; at most {MAX_CHARACTERS} are read")
     if SURROGATE.search(text):
-        raise ValueError(f"the text has bytes that are no UTF-8: {text[:100]!a}")
+        raise ValueError(f"the text has bytes that are not UTF-8: {text[:100]!a}")
 
 
-def cut_notice(tokens: int, max_words: int) -> str:
-    """What a user should know of a text of this many tokens."""
+def truncation_notice(tokens: int, max_words: int) -> str:
+    """Return a notice if a text of `tokens` tokens is cut, else an empty text."""
     kept = max_words - 2
     return f"only the first {kept} of the text's {tokens} tokens are read (--max_words {max_words})" * (tokens > kept)
 

@@ -1,4 +1,4 @@
-"""What is told of a found video: its moments, and what each word of the query adds to its score."""
+"""Descriptions of found videos: the moments of each, and the share of its score that each word of the query has."""
 
 from collections.abc import Sequence
 
@@ -14,10 +14,10 @@ from video_search.vectors import Hit, Moment, Query, VideoVectors, Word
 def describe(
     query: Query, text: str, paths: Sequence[str], found_scores: np.ndarray, videos: VideoVectors, encoder
 ) -> tuple[Hit, ...]:
-    """The hits of N videos with these paths and scores (N,), in their order; those of an example video have no words.
+    """Return the hits of N videos with these paths and scores (N,), in their order; an example video has no words.
 
-    The words of the token heads include "[start]" and "[end]", tokens that stand for the sentence as a whole: with them
-    the shares of the words sum to the score. `text` is what the other heads leave words out of.
+    The words of the token heads include "[start]" and "[end]", tokens that represent the whole sentence: with them the
+    shares of the words sum to the score. Other heads leave words out of `text`, one at a time.
     """
     singles = [videos.take(np.array([place])) for place in range(len(videos))]
     if query.is_video:
@@ -26,7 +26,7 @@ def describe(
         named = whole_words(query.names)
         words = [token_words(query, named, video) for video in singles]
     else:
-        words = words_left_out(query, text, videos, encoder)
+        words = leave_one_out_words(query, text, videos, encoder)
     return tuple(
         Hit(path, float(score), moments_of(query, video), words_of_video)
         for path, score, video, words_of_video in zip(paths, found_scores, singles, words, strict=True)
@@ -34,12 +34,12 @@ def describe(
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    """Of the frames and sentences that cross encoders read, which are no unit vectors, as all others are."""
+    """Normalise vectors; those that cross encoders read are not unit vectors."""
     return unit_vectors(torch.from_numpy(vectors)).numpy()
 
 
 def moments_of(query: Query, video: VideoVectors) -> tuple[Moment, ...]:
-    """Every frame of one video."""
+    """Return a moment for every frame of one video."""
     best = (unit(query.vectors) @ unit(video.frames).T).max(axis=0)
     return tuple(
         Moment(float(second), float(weight), float(score))
@@ -48,10 +48,10 @@ def moments_of(query: Query, video: VideoVectors) -> tuple[Moment, ...]:
 
 
 def token_words(query: Query, named: list[tuple[str, list[int]]], video: VideoVectors) -> tuple[Word, ...]:
-    """The `whole_words` of a query of a token head, whose shares of the score of one video sum to that score.
+    """Return the `whole_words` of a token head's query with their shares, which sum to the score of one video.
 
-    A word's share is half of its weight times its best cosine, and the same of each frame that it is the best word of;
-    a word of several tokens has theirs together.
+    A token's share is half of its weight times its largest cosine, plus the same of each frame whose MaxSim token it
+    is; a word has the shares of its tokens.
     """
     vectors = query.vectors, query.weights, video.frames, video.weights
     parts = explain(*map(torch.from_numpy, vectors), query.floor, float(video.floors[0]))
@@ -67,24 +67,24 @@ def token_words(query: Query, named: list[tuple[str, list[int]]], video: VideoVe
     )
 
 
-def words_left_out(query: Query, text: str, videos: VideoVectors, encoder) -> list[tuple[Word, ...]]:
-    """The words of a head that knows only the sentence, for each of N videos; their weights are all alike.
+def leave_one_out_words(query: Query, text: str, videos: VideoVectors, encoder) -> list[tuple[Word, ...]]:
+    """Return the words of a sentence head's query for each of N videos, with uniform weights.
 
-    A word's share is how much the score falls when the word is left out, its second that of the frame whose cosine
-    then falls most. The only word has the whole score.
+    A word's share is the drop of the score without the word; its second is that of the frame whose cosine drops most. A
+    single word has the whole score.
     """
-    words = text.split()[: encoder.config.max_words]  # a word is a token or more, so that later ones are cut off
+    words = text.split()[: encoder.config.max_words]  # a word has at least one token, so later words are cut off
     rest = [" ".join(words[:place] + words[place + 1 :]) for place in range(len(words))]
     if len(words) > 1:
         others = encoder.texts(rest)
-        falls = [scores(query, videos, encoder) - scores(other, videos, encoder) for other in others]
-        turns = [query.pooled - other.pooled for other in others]
+        score_drops = [scores(query, videos, encoder) - scores(other, videos, encoder) for other in others]
+        vector_drops = [query.pooled - other.pooled for other in others]
     else:
-        falls, turns = [scores(query, videos, encoder)], [query.pooled]
-    cosines = np.split(np.stack(turns) @ unit(videos.frames).T, videos.starts()[1:], axis=1)
+        score_drops, vector_drops = [scores(query, videos, encoder)], [query.pooled]
+    cosines = np.split(np.stack(vector_drops) @ unit(videos.frames).T, videos.starts()[1:], axis=1)
     return [
         tuple(
-            Word(word, 1 / len(words), float(falls[place][video]), float(seconds[cosines[video][place].argmax()]))
+            Word(word, 1 / len(words), float(score_drops[place][video]), float(seconds[cosines[video][place].argmax()]))
             for place, word in enumerate(words)
         )
         for video, seconds in enumerate(np.split(videos.seconds, videos.starts()[1:]))

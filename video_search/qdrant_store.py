@@ -165,7 +165,9 @@ class QdrantStore:
             ).points
         if not points:
             raise ValueError(f"{self._place} has no videos")
-        return [point.payload["path"] for point in points], VideoVectors.joined([as_vectors(point) for point in points])
+        return [point.payload["path"] for point in points], VideoVectors.concatenate(
+            [as_vectors(point) for point in points]
+        )
 
     def example(self, path: str) -> VideoVectors:
         """The stored vectors of one video. Raises ValueError where it has none."""

@@ -1,8 +1,8 @@
-"""Scores of one query with the videos of an index, and the best of them.
+"""Scores of one query with the videos of an index, and the selection of the highest.
 
-The scores are the evaluation's: `modules.token_interaction` for the token heads, cosines of pooled vectors for the
-pooled heads, the cross encoder's value for the tight heads. The scan of the token heads reads the frames where they
-lie, such as in a memory-mapped file, block by block, and copies none of them.
+The scores are the evaluation's: token-wise interaction for the token heads, cosines of pooled vectors for the pooled
+heads, the cross encoder's output for the cross heads. The scan of the token heads reads frames in place, such as in a
+memory-mapped file, block by block and without copies.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,17 +11,16 @@ import numpy as np
 
 from video_search.vectors import Query, VideoVectors
 
-# Of the cosines held at once. Each block waits for all threads of the matrix product once, so that smaller ones gain
-# little on an idle machine and lose much on a busy one.
+# Memory for the cosines of a block. Each block waits for all threads of the matrix product once, so that smaller ones
+# gain little on an idle machine and lose much on a busy one.
 BLOCK_BYTES = 1 << 22
-CROSS_FRAMES = 1 << 10  # that a cross encoder reads at once
+CROSS_FRAMES = 1 << 10  # frames that a cross encoder reads at once
 
 
 def scores(query: Query, videos: VideoVectors, encoder) -> np.ndarray:
-    """(N,) float32: the score of every video by the head of `encoder`, a `video_search.encoder.Encoder`.
+    """Score every video by the head of `encoder`, a `video_search.encoder.Encoder`: (N,) float32.
 
-    A cross encoder reads sentences only: with its heads, a video that serves as an example is compared by the cosine of
-    the pooled vectors.
+    A cross encoder reads sentences only: with its heads an example video is compared by the cosine of pooled vectors.
     """
     if encoder.head.encodes_tokens:
         return token_scores(query, videos)
@@ -32,14 +31,14 @@ def scores(query: Query, videos: VideoVectors, encoder) -> np.ndarray:
 
 
 def token_scores(query: Query, videos: VideoVectors, block_bytes: int = BLOCK_BYTES) -> np.ndarray:
-    """`interaction` of the query with any number of videos, in bounded memory: (N,) float32."""
+    """Compute `interaction` of the query with any number of videos in bounded memory: (N,) float32."""
     frames = block_bytes // (4 * len(query.vectors))
     parts = [interaction(query, block) for block in blocks(videos, frames)]
     return np.concatenate([np.empty(0, np.float32), *parts])
 
 
 def interaction(query: Query, videos: VideoVectors) -> np.ndarray:
-    """`token_interaction` of one query with N videos, all cosines (T,M) at once: (N,) float32 in [-1, 1].
+    """Compute `token_interaction` of one query with N videos, all cosines (T,M) at once: (N,) float32 in [-1, 1].
 
     >>> unit = np.eye(2, dtype=np.float32)  # two frames of one video, the second three times the weight of the first
     >>> word = Query(unit[:1], np.ones(1, np.float32), unit[0], -np.inf, ("a",))
@@ -57,7 +56,7 @@ def interaction(query: Query, videos: VideoVectors) -> np.ndarray:
 
 
 def blocks(videos: VideoVectors, frames: int) -> Iterator[VideoVectors]:
-    """All videos in order, as many together as have `frames` frames, but at least one; views of the arrays."""
+    """Yield all videos in order in blocks of up to `frames` frames, or of one longer video; views of the arrays."""
     ends = np.cumsum(videos.counts)
     first, first_frame = 0, 0
     while first < len(videos):
@@ -71,19 +70,19 @@ def blocks(videos: VideoVectors, frames: int) -> Iterator[VideoVectors]:
 
 
 def shortlist(query: Query, pooled: np.ndarray, count: int) -> np.ndarray:
-    """Places of the `count` videos whose pooled vectors (N,D) are nearest to the query's, the nearest first."""
+    """Return the indices of the `count` videos whose pooled vectors (N,D) are nearest to the query's, nearest first."""
     return top(pooled @ query.pooled, count)
 
 
 def top(values: np.ndarray, count: int, paths: Sequence[str] | None = None) -> np.ndarray:
-    """Places of the `count` highest of the scores (N,), the highest first; equal ones by their paths, or as they stand.
+    """Return the indices of the `count` highest scores (N,), highest first; ties are ordered by path, or by index.
 
     >>> top(np.array([0.1, 0.7, 0.3, 0.7]), 3).tolist()
     [1, 3, 2]
     >>> top(np.array([0.1, 0.7, 0.3, 0.7]), 1, ["a", "d", "c", "b"]).tolist()
     [3]
     """
-    values = np.where(np.isnan(values), -np.inf, values)  # a partition takes NaN for the highest
+    values = np.where(np.isnan(values), -np.inf, values)  # a partition sorts NaN above all numbers
     places = np.arange(len(values))
     if count < len(values):
         places = np.flatnonzero(values >= np.partition(values, -count)[-count])

@@ -1,4 +1,4 @@
-"""Searching an index of videos by a text or by an example.
+"""Search an index of videos by a text or by an example.
 
 from video_search import VideoSearch
 
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from modules.heads import Head
-from video_search.encoder import Encoder, as_query
+from video_search.encoder import Encoder, example_query
 from video_search.hits import describe
 from video_search.index_reader import IndexReader
 from video_search.indexing import check_same_encoder
@@ -24,28 +24,28 @@ from video_search.scoring import top as highest
 from video_search.stores import SearchableStore
 from video_search.vectors import Hit, Query, VideoVectors
 
-DEFAULT_SHORTLIST = 200  # where a store cannot be scanned
-MANY_PAIRS = 500  # that a cross encoder reads in some seconds
+DEFAULT_SHORTLIST = 200  # for a store that cannot be scanned
+MANY_PAIRS = 500  # a cross encoder reads as many in some seconds
 
 
 @dataclass(frozen=True)
 class Results:
-    """The hits, the best first, and how they were found."""
+    """The hits, best first, with the query and the cost of the search."""
 
     query: Query
     asked: str  # the text, or the path of the example
     hits: tuple[Hit, ...]
     seconds: float  # for encoding the query, finding the hits and explaining them
-    scanned: int  # videos that were scored exactly: all, or those of the shortlist
+    scanned: int  # videos that were scored exactly: all, or the candidates
 
     @property
     def notice(self) -> str:
-        """What the user should know of this search, or nothing."""
+        """Notice for the user, or an empty text."""
         return self.query.notice
 
 
 class Ranking(NamedTuple):
-    """The K best videos, the best first."""
+    """The K best videos, best first."""
 
     paths: list[str]
     scores: np.ndarray  # (K,) float32
@@ -54,10 +54,10 @@ class Ranking(NamedTuple):
 
 
 class VideoSearch:
-    """The videos of a store, and the encoder that their vectors were made with; for one thread at a time."""
+    """Search of a store of videos with the encoder of their vectors, for one thread at a time."""
 
     def __init__(self, store: SearchableStore, encoder: Encoder):
-        """Raises ValueError where `store` has no videos yet, or the vectors of another encoder."""
+        """Raises: ValueError if `store` has no videos yet, or the vectors of another encoder."""
         if not store.fingerprint:
             raise ValueError("the index has no videos yet; python -m scripts.index FOLDER --index DIR makes one")
         check_same_encoder(store, encoder)
@@ -72,7 +72,7 @@ class VideoSearch:
         store: SearchableStore | None = None,
         **flags,
     ) -> "VideoSearch":
-        """The search over the index in this folder, or over `store`.
+        """Open the search over the index in this folder, or over `store`.
 
         `init_model` is the checkpoint, without it the one that the index remembers. `flags` are those of
         `add_encoder_flags`; the index knows them, and one that it contradicts is an error.
@@ -86,48 +86,49 @@ class VideoSearch:
         return len(self.store)
 
     def text(self, text: str, top: int = 10, shortlist: int | None = None) -> Results:
-        """The `top` videos that fit the text best.
+        """Return the `top` videos that match the text best.
 
-        All videos are scored exactly; with `shortlist`, only so many whose pooled vectors are nearest to the query's.
-        Raises ValueError for an empty or endless text, for a `top` or `shortlist` below 1, and where there is no video.
+        All videos are scored exactly, or only `shortlist` candidates, whose pooled vectors are nearest to the query's.
+
+        Raises: ValueError for an empty or too long text, a `top` or `shortlist` below 1, or an empty index.
         """
         started = time.perf_counter()
         return self._results(started, self.encoder.text(text), text, top, shortlist)
 
     def video(self, path: str | PathLike, top: int = 10, shortlist: int | None = None) -> Results:
-        """The `top` videos that are most like the one in this file; else as `text`.
+        """Return the `top` videos that are most similar to the one in this file; otherwise as `text`.
 
-        Raises VideoReadError for a file that is no video.
+        Raises: VideoReadError if the file is not a readable video.
         """
         started = time.perf_counter()
         return self._results(started, self.encoder.video_query(path), str(path), top, shortlist)
 
     def similar(self, path: str, top: int = 10, shortlist: int | None = None) -> Results:
-        """The `top` other videos of the index that are most like this one of it; else as `text`.
+        """Return the `top` other videos of the index that are most similar to this one of it; otherwise as `text`.
 
-        Raises ValueError for a path that the index does not have.
+        Raises: ValueError if the path is not in the index.
         """
         started = time.perf_counter()
-        return self._results(started, as_query(self.store.example(path)), path, top, shortlist, left_out=path)
+        return self._results(started, example_query(self.store.example(path)), path, top, shortlist, excluded=path)
 
-    def rank(self, query: Query, top: int = 10, shortlist: int | None = None, left_out: str | None = None) -> Ranking:
-        """The `top` videos but `left_out` for a query that is encoded; equal scores are in the order of their paths."""
+    def rank(self, query: Query, top: int = 10, shortlist: int | None = None, excluded: str | None = None) -> Ranking:
+        """Rank the `top` videos except `excluded` for an encoded query; ties are ordered by path."""
         for name, value in (("top", top), ("shortlist", shortlist)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} {value} must be at least 1")
-        more = int(left_out is not None)
+        more = int(excluded is not None)
         everything = self.store.scan() if shortlist is None else None
         count = (shortlist or max(top, DEFAULT_SHORTLIST)) + more
         paths, videos = everything or self.store.candidates(query, count)
         found = scores(query, videos, self.encoder)
-        others = [place for place in highest(found, top + more, paths) if paths[place] != left_out]
+        others = [place for place in highest(found, top + more, paths) if paths[place] != excluded]
         places = np.array(others[:top], dtype=np.int64)
         return Ranking([paths[place] for place in places], found[places], videos.take(places), len(paths))
 
     def _results(
-        self, started: float, query: Query, asked: str, top: int, shortlist: int | None, left_out: str | None = None
+        self, started: float, query: Query, asked: str, top: int, shortlist: int | None, excluded: str | None = None
     ) -> Results:
-        ranking = self.rank(query, top, shortlist, left_out)
+        ranking = self.rank(query, top, shortlist, excluded)
         hits = describe(query, asked, ranking.paths, ranking.scores, ranking.videos, self.encoder)
         notices = query.notice, cross_encoder_notice(self.encoder.head, query, ranking.scanned)
         query = replace(query, notice="; ".join(filter(None, notices)))
@@ -135,7 +136,7 @@ class VideoSearch:
 
 
 def cross_encoder_notice(head: Head, query: Query, scanned: int) -> str:
-    """What is to be known of a search with a head that reads a sentence and a video together."""
+    """Return a notice on the limits of a head that reads pairs, or an empty text."""
     if head.reads_pairs and query.is_video:
         return f"the head {head.name} reads no videos as queries: these are compared by the cosine of their mean frames"
     if head.reads_pairs and scanned > MANY_PAIRS:

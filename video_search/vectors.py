@@ -1,6 +1,6 @@
-"""What the search knows of a query and of videos: their vectors, their weights, and what these stand for.
+"""Vectors and weights of queries and videos, and the parts of a search's results.
 
-All arrays are numpy's. N videos of M frames in all, T query vectors, joint width D. The heads fill them so:
+All arrays are numpy's. N videos of M frames in all, T query vectors, joint width D. The vectors depend on the head:
 
     token heads (ti, wti)       unit vectors of valid words and frames, with the head's weights
     pooled heads (meanP, ...)   one unit sentence vector; unit vectors of frames, weights all alike
@@ -14,51 +14,51 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Query:
-    """A text, or a video that serves as an example."""
+    """A text or an example video."""
 
     vectors: np.ndarray  # (T,D) float32
     weights: np.ndarray  # (T,) float32, sum to 1
-    pooled: np.ndarray  # (D,) float32 unit vector, for the shortlist
-    floor: float  # least best match of a frame: 0 where padding of the query counts as cosine 0, else -inf
-    names: tuple[str, ...]  # what each vector stands for: a token of the text, or the second of a frame
+    pooled: np.ndarray  # (D,) float32 unit vector, for selecting candidates
+    floor: float  # lower bound of a frame's MaxSim: 0 if padding of the query has cosine 0, else -inf
+    names: tuple[str, ...]  # name of each vector: a token of the text, or the second of a frame
     is_video: bool = False
-    notice: str = ""  # what the user should know, such as words that were cut
+    notice: str = ""  # shown to the user, such as that words were cut
 
 
 @dataclass(frozen=True)
 class VideoVectors:
-    """N videos, their frames one after the other; rows of a memory-mapped index or a few of them in memory."""
+    """N videos with their frames one after the other, in a memory-mapped index or in memory."""
 
     frames: np.ndarray  # (M,D) float32
     weights: np.ndarray  # (M,) float32, sum to 1 over each video
     seconds: np.ndarray  # (M,) float32, when each frame is shown
     counts: np.ndarray  # (N,) int64, frames of each video, at least 1
-    floors: np.ndarray  # (N,) float32, least best match of a word: 0 where padding counts as cosine 0, else -inf
-    pooled: np.ndarray  # (N,D) float32 unit vectors, for the shortlist
+    floors: np.ndarray  # (N,) float32, lower bound of a word's MaxSim: 0 if padding has cosine 0, else -inf
+    pooled: np.ndarray  # (N,D) float32 unit vectors, for selecting candidates
 
     def __len__(self) -> int:
         return len(self.counts)
 
     def starts(self) -> np.ndarray:
-        """(N,) int64: the first frame of each video."""
+        """Return the index of each video's first frame, (N,) int64."""
         return np.cumsum(self.counts) - self.counts
 
     def take(self, videos: np.ndarray) -> "VideoVectors":
-        """These videos (K,), in this order, in memory."""
+        """Copy these videos (K,), in this order, into memory."""
         starts, counts = self.starts()[videos], self.counts[videos]
         places = frame_places(starts, counts)
         frames, weights, seconds = self.frames[places], self.weights[places], self.seconds[places]
         return VideoVectors(frames, weights, seconds, counts, self.floors[videos], self.pooled[videos])
 
     @classmethod
-    def joined(cls, parts: list["VideoVectors"]) -> "VideoVectors":
-        """The videos of all parts, of which there is at least one."""
+    def concatenate(cls, parts: list["VideoVectors"]) -> "VideoVectors":
+        """Concatenate the videos of at least one part."""
         names = ("frames", "weights", "seconds", "counts", "floors", "pooled")
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 def frame_places(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The frames of K videos, one video after the other, from the first frame and the number of frames of each (K,).
+    """Return the indices of the frames of K videos, from each video's first frame and number of frames (K,).
 
     >>> frame_places(np.array([7, 0]), np.array([2, 3])).tolist()
     [7, 8, 0, 1, 2]
@@ -68,7 +68,7 @@ def frame_places(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Moment:
-    """A frame of a found video: its second, its weight, and its best cosine with any vector of the query."""
+    """A frame of a found video: its second, its weight, and its largest cosine with the vectors of the query."""
 
     second: float
     weight: float
@@ -77,7 +77,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Word:
-    """A word of the query: its weight, what it adds to the score of the video, and the second it matches best."""
+    """A word of the query: its weight, its share of the score of a video, and the second of its best frame."""
 
     text: str
     weight: float
@@ -95,5 +95,5 @@ class Hit:
     words: tuple[Word, ...]
 
     def best_seconds(self, count: int = 3) -> list[float]:
-        """The seconds of the best-matching frames, the best one first."""
+        """Return the seconds of the frames with the highest scores, the highest first."""
         return [moment.second for moment in sorted(self.moments, key=lambda moment: -moment.score)[:count]]
