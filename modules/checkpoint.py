@@ -65,9 +65,12 @@ def keep_last_checkpoints(output_dir: str | Path, number: int, epoch: int, best_
 
 
 def load_checkpoint(path: str | Path, model: nn.Module) -> None:
-    """Every rank's `model` gets the weights that the main process reads from `path`; other machines may lack the file.
+    """Load the weights in `path` into `model` on every rank; only the main process reads the file.
 
-    Raises FileNotFoundError, ValueError for a damaged file, or torch's RuntimeError for one of another model.
+    Raises:
+        FileNotFoundError: no file at `path`.
+        ValueError: the file is damaged.
+        RuntimeError: the weights do not fit the model.
     """
     if get_rank() == 0:
         model.load_state_dict(load_tensors(path))
@@ -86,9 +89,9 @@ def save_whole(content, path: Path) -> None:
 def load_optimizer(
     path: str | Path, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None
 ) -> tuple[int, float]:
-    """Restore the optimizer from `pytorch_opt.bin.N`; returns the epoch to go on with and the loss of the one before.
+    """Restore the optimizer from `pytorch_opt.bin.N` and return the next epoch and the loss of the last one.
 
-    A `scaler` that is enabled is restored too, where the file has one: a run of another precision has none.
+    An enabled `scaler` is restored too if the file has one; it was written with another precision otherwise.
     Raises FileNotFoundError or ValueError naming the file.
     """
     if not Path(path).is_file():
@@ -100,7 +103,7 @@ def load_optimizer(
         if scaler is not None and scaler.is_enabled() and "scaler_state_dict" in content:
             scaler.load_state_dict(content["scaler_state_dict"])
         return epoch + 1, loss
-    except Exception as error:  # unpickling and torch raise errors of many kinds; none of them names the file
+    except Exception as error:  # unpickling and torch raise many kinds of errors, without the name of the file
         raise ValueError(
             f"--resume_model {path} is not an optimizer file of this model (pytorch_opt.bin.N): "
             f"{type(error).__name__}: {error}"
@@ -149,21 +152,21 @@ def open_model(flags, vocabulary: int, for_training: bool = False) -> CLIP4Clip:
 
 
 def check_evaluable(config, report, weights: Mapping[str, torch.Tensor] | None, path: str | None) -> None:
-    """Raise ValueError where an evaluation would use a head that was never trained, or only part of a checkpoint.
+    """Raise ValueError if an evaluation would use an untrained head, or only part of a checkpoint.
 
     `config` and `report` are the model's (`CLIP4ClipConfig`, `WeightReport`); `weights` those of `--init_model` `path`,
     None without one. The message names the flags that fit the file.
     """
     flags = f"--sim_header {config.sim_header} --agg_module {config.agg_module} --linear_patch {config.linear_patch}"
     untrained = report.untrained_head
-    unused = [key for key in report.unused if key.startswith((*head_key_prefixes(), "clip.visual.conv2."))]
+    unexpected = [key for key in report.unexpected if key.startswith((*head_key_prefixes(), "clip.visual.conv2."))]
     if untrained and weights is None:
         raise ValueError(
             f"{flags} has a head that was never trained: {len(untrained)} weights that only --init_model can give, "
             f"such as {', '.join(untrained[:3])}"
         )
-    if untrained or unused:
-        reason = f"lacks {untrained[0]}: that head was never trained" if untrained else f"also holds {unused[0]}"
+    if untrained or unexpected:
+        reason = f"lacks {untrained[0]}: that head was never trained" if untrained else f"also holds {unexpected[0]}"
         raise ValueError(
             f"{flags} does not fit --init_model {path}, which {reason}; "
             f"what fits: {' or: '.join(fitting_flags(weights))}"

@@ -28,15 +28,15 @@ OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of RGB in [0, 1]; from CLIP
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 CLIP_CACHE = Path("~/.cache/clip")  # where OpenAI's package and open_clip keep their downloads
 
-# options of open_clip configurations that change only sizes, which we read from the weights, or only training
+# options of open_clip configurations that change only sizes, which are read from the weights, or only training
 NEUTRAL_VISION_OPTIONS = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio", "patch_dropout"}
 NEUTRAL_TEXT_OPTIONS = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
-OPEN_CLIP_TEXT_HEADS = 8  # of a configuration that does not say it
+OPEN_CLIP_TEXT_HEADS = 8  # open_clip's default
 
 
 @dataclass(frozen=True)
 class ClipSource:
-    """A CLIP by its `--pretrained_clip_name`, and what its weights do not tell."""
+    """Where the weights of a `--pretrained_clip_name` are, and the properties of the model that weights do not hold."""
 
     name: str
     path: str | None = None  # a file named by the user
@@ -52,9 +52,9 @@ class ClipSource:
 
 
 def describe_clip(name: str) -> ClipSource:
-    """What `--pretrained_clip_name` stands for; touches no network and reads no weights.
+    """Return the source for a `--pretrained_clip_name`, without network access and without reading weights.
 
-    Raises ValueError with the choices for a name that is neither OpenAI's, nor `MODEL:TAG` of open_clip, nor a file.
+    Raises ValueError with the choices for a name that is not OpenAI's, open_clip's `MODEL:TAG` or an existing file.
     """
     if name in OPENAI_CLIPS:
         file_name, open_clip_model = OPENAI_CLIPS[name]
@@ -77,7 +77,7 @@ def is_missing_file(name: str) -> bool:
 
 
 def describe_open_clip(name: str) -> ClipSource:
-    """The source for open_clip's `MODEL:TAG`, or `MODEL:FILE` for weights of that model kept in a file."""
+    """Return the source for open_clip's `MODEL:TAG`, or for weights of that model in a file (`MODEL:FILE`)."""
     import open_clip  # takes seconds; only runs that name an open_clip model need it
 
     model, tag = name.split(":", 1)
@@ -114,10 +114,10 @@ def describe_open_clip(name: str) -> ClipSource:
 
 
 def locate_clip(source: ClipSource, cache_dir: str | None = None) -> str:
-    """Local file with the weights of `source`, downloaded by open_clip where no file is at hand.
+    """Return a local file with the weights of `source`, downloaded by open_clip if necessary.
 
-    OpenAI's names are first looked for in `modules/`, `cache_dir` and `~/.cache/clip`.
-    Raises FileNotFoundError that says where a file may be put when the download fails.
+    OpenAI's files are first searched in `modules/`, `cache_dir` and `~/.cache/clip`.
+    Raises FileNotFoundError if the download fails; the message names the folders in which a file is found.
     """
     if source.path is not None:
         return cached_path(source.path, cache_dir or None)
@@ -134,7 +134,7 @@ def locate_clip(source: ClipSource, cache_dir: str | None = None) -> str:
         if source.openai_file is not None and config.get("url"):
             return download_openai_file(config["url"], download_folder, source.openai_file)
         return pretrained.download_pretrained(config, cache_dir=cache_dir or None)
-    except Exception as error:  # the libraries below raise errors of many kinds; all mean that no file came
+    except Exception as error:  # the libraries below raise many kinds of errors; all mean a failed download
         hint = (
             f"put {source.openai_file} into one of {', '.join(map(str, folders))}"
             if source.openai_file
@@ -147,25 +147,25 @@ def locate_clip(source: ClipSource, cache_dir: str | None = None) -> str:
 
 
 def download_openai_file(url: str, folder: Path, file_name: str) -> str:
-    """OpenAI's own file, in `folder`; open_clip shows the progress and checks the sha256 that the address holds."""
+    """Download OpenAI's file into `folder` and return its path; open_clip checks the sha256 in the address."""
     from open_clip.pretrained import download_pretrained_from_url
 
     folder.mkdir(parents=True, exist_ok=True)
-    # a folder of its own until the file is whole: the next run would take what a download that broke off left behind
+    # in a temporary folder until the file is whole: the next run would use the remains of an interrupted download
     with tempfile.TemporaryDirectory(dir=folder) as unfinished:
         os.replace(download_pretrained_from_url(url, cache_dir=unfinished), folder / file_name)
     return str(folder / file_name)
 
 
 def read_clip_weights(source: ClipSource, cache_dir: str | None = None) -> dict[str, torch.Tensor]:
-    """State dict of CLIP in OpenAI's names, in float32."""
+    """Return the state dict of CLIP in OpenAI's names, in float32."""
     with local_main_process_first():
         path = locate_clip(source, cache_dir)
     weights = read_state_dict(path)
-    weights = clip_part(weights) or weights  # of a checkpoint of this model, its CLIP
-    # open_clip's models with a text class of its own keep the text tower below `text.`
+    weights = clip_part(weights) or weights  # a checkpoint of this project contains a CLIP
+    # open_clip's models with a separate text class have the text tower under `text.`
     weights = {key.removeprefix("text."): value for key, value in weights.items()}
-    # sizes that OpenAI stores beside the weights, and the causal mask, which is no weight
+    # sizes that OpenAI stores beside the weights, and the causal mask, are not weights
     for key in ("input_resolution", "context_length", "vocab_size", "attn_mask"):
         weights.pop(key, None)
     logger.info("CLIP weights: %s from %s (%s)", source.name, path, source.activation)
@@ -173,14 +173,18 @@ def read_clip_weights(source: ClipSource, cache_dir: str | None = None) -> dict[
 
 
 def clip_part(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The weights below `clip.` in a checkpoint of this model, under CLIP's own names; empty where there are none."""
+    """Return the weights under `clip.` in a checkpoint, with CLIP's own names; empty if there are none."""
     return {key.removeprefix("clip."): value for key, value in weights.items() if key.startswith("clip.")}
 
 
 def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
-    """State dict in a file: TorchScript archive, `torch.save`d state dict (plain, or under "state_dict"), safetensors.
+    """Return the state dict in a file: TorchScript archive, file of `torch.save`, or safetensors.
 
-    A `module.` prefix left by DDP is removed. Runs no code from the file. Raises ValueError naming the file otherwise.
+    It may be the whole content or its entry "state_dict". DDP's prefix `module.` is removed. No code in the file runs.
+
+    Raises:
+        FileNotFoundError: no file at `path`.
+        ValueError: the file is damaged, or is not a state dict of tensors; the message names it.
     """
     path = Path(path)
     if not path.is_file():
@@ -191,7 +195,7 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
 
         try:
             content = load_file(path, device="cpu")
-        except SafetensorError as error:  # which does not name the file
+        except SafetensorError as error:  # its message does not name the file
             raise ValueError(f"{path} cannot be read as safetensors: {error}") from error
     else:
         content = load_tensors(path)
@@ -204,5 +208,5 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def without_module_prefix(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same weights with the `module.` that DDP puts before every key removed."""
+    """Return the same weights without the prefix `module.` that DDP gives to every key."""
     return {key.removeprefix("module."): value for key, value in state_dict.items()}

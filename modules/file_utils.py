@@ -1,4 +1,4 @@
-"""cached_path: a local path, or a file fetched from https:// or s3:// into the cache, as a local path."""
+"""cached_path: return the local path of a file, after fetching it from https:// or s3:// into the cache if remote."""
 
 import base64
 import errno
@@ -23,13 +23,13 @@ logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 10
 READ_SECONDS = 60
-# Pauses before the second attempt and so on; each is up to a half longer by chance, so that many do not come at once.
+# Pauses before the second attempt and so on; each is randomly up to a half longer, so that clients do not synchronise.
 RETRY_SECONDS = (1.0, 3.0, 9.0)
 MAX_BYTES = 20 * 10**9
 MAX_REDIRECTS = 5
 # Request timeout, too many requests; every 5xx too.
 _RETRY_STATUS = (408, 429)
-# The range that was asked for is not there, or not of the version that was asked for: the file has changed.
+# The requested range does not exist, or not in the requested version: the file has changed.
 _CHANGED_STATUS = (412, 416)
 _OPENAI_HOST = "openaipublic.azureedge.net"
 _CHUNK_BYTES = 1 << 20
@@ -40,8 +40,8 @@ _ROOM = "make room there, or name another folder by --cache_dir or CLIP4CLIP_CAC
 class _RemoteFile:
     """An open download of the bytes from `start` on.
 
-    `version` is what names the version of the file ("" if nothing does), `length` the size of the whole file in bytes
-    if known, `digest` the name of a hash and its hexadecimal value over the whole file if known.
+    `version` identifies the version of the file ("" if unknown), `length` is the size of the whole file in bytes if
+    known, `digest` the name of a hash and its hexadecimal value over the whole file if known.
     """
 
     version: str
@@ -54,7 +54,7 @@ class _RemoteFile:
 
 @dataclass
 class _PartialFile:
-    """What the attempts of one download have written so far; with a `version` the next one may go on after it."""
+    """The bytes that the attempts of one download have written so far; with a `version` the next may continue them."""
 
     path: Path
     version: str = ""
@@ -64,11 +64,11 @@ class _PartialFile:
 
 
 class _TemporaryFailure(Exception):
-    """A download failed in a way that another attempt may not."""
+    """A download failed for a reason that may be gone in another attempt."""
 
 
 class _StartAgain(_TemporaryFailure):
-    """The same, and what came so far is of no use."""
+    """A temporary failure after which the bytes received so far are useless."""
 
 
 _Opener = Callable[[str, _PartialFile], AbstractContextManager[_RemoteFile]]
@@ -82,23 +82,23 @@ def cached_path(
     max_bytes: int = MAX_BYTES,
     retry_seconds: Sequence[float] | None = None,
 ) -> str:
-    """The local path of a file that is given by path or URL.
+    """Return the local path of a file that is given by path or URL.
 
-    A remote file is fetched once per version: its name in the cache comes from the URL and the ETag (or
-    Last-Modified), so a file that changed is fetched anew; without either, the first copy is kept for good.  It
-    appears under that name only when complete.  A transfer that breaks off goes on where it stopped, if the server
-    can, or starts again.  When the server can not be reached, the copy fetched last is used, with a logged warning.
+    A remote file is fetched once per version: its name in the cache is made of the URL and the ETag (or
+    Last-Modified), so a changed file is fetched again; without either, the first copy is kept for good. It appears
+    under that name only when complete. An interrupted transfer continues where it stopped if the server supports it,
+    and starts again otherwise. If the server cannot be reached, the copy fetched last is used, with a logged warning.
 
     Args:
-        url_or_path: a path (returned as it is), https://, http:// or s3://bucket/key.  S3 credentials, region and
+        url_or_path: a path (returned unchanged), https://, http:// or s3://bucket/key. S3 credentials, region and
             endpoint are boto3's usual settings.
         cache_dir: default: the environment's CLIP4CLIP_CACHE, else ~/.cache/clip4clip.
-        sha256: hexadecimal hash that the file must have.  OpenAI's own addresses hold theirs.
+        sha256: expected hash in hexadecimal. OpenAI's addresses contain theirs.
         max_bytes: a larger file is refused.
         retry_seconds: the pauses between attempts, one fewer than those; default: RETRY_SECONDS.
 
     Raises:
-        FileNotFoundError: no such path, or the server answers that there is no such file.
+        FileNotFoundError: the path, or the file on the server, does not exist.
         ValueError: another scheme, an s3:// without bucket or key, or a local file with another hash.
         OSError: the download failed; the message names the URL without credentials and query.
     """
@@ -108,10 +108,10 @@ def cached_path(
         if not os.path.exists(location):
             raise FileNotFoundError(f"no such file: {location}")
         if sha256 and file_digest("sha256", Path(location)) != sha256.lower():
-            raise ValueError(f"{location} has not the sha256 {sha256}: the file is damaged or another one")
+            raise ValueError(f"{location} does not have the sha256 {sha256}: the file is damaged or a different one")
         return location
     if not location.isprintable():
-        raise ValueError(f"an address holds printable characters only, got {_public_url(location)!a}")
+        raise ValueError(f"an address must have printable characters only, got {_public_url(location)!a}")
     if scheme.lower() in ("http", "https"):
         open_remote = _open_http
         sha256 = sha256 or _openai_sha256(location)
@@ -129,7 +129,7 @@ def cached_path(
 def _fetch(
     url: str, open_remote: _Opener, cache: Path, sha256: str, max_bytes: int, pauses: Sequence[float]
 ) -> Path:  # fmt: skip
-    """The cached copy of the URL's present version, after as many attempts as it takes and the pauses allow."""
+    """Return the cached copy of the URL's present version, after at most one attempt more than there are pauses."""
     url_hash = text_sha256(url)
     # Several processes may fetch the same file at once: each writes its own, and the last rename wins.
     partial = _PartialFile(cache / f".{uuid.uuid4().hex}.partial")
@@ -149,7 +149,7 @@ def _fetch(
                     partial.version = ""
             if pause is not None:
                 logger.info("%s: %s; next attempt in about %g s", _public_url(url), reason, pause)
-                # A generator of its own: the global one is the training's, which must not depend on the network.
+                # not the global generator: it is the training's, which must not depend on the network
                 time.sleep(pause * random.Random().uniform(1, 1.5))
     finally:
         partial.path.unlink(missing_ok=True)
@@ -166,22 +166,22 @@ def _fetch(
 
 
 def _write(remote: _RemoteFile, partial: _PartialFile, url: str, max_bytes: int) -> None:
-    """Appends the remote bytes to the partial file, or replaces what it holds where they begin at 0."""
+    """Append the remote bytes to the partial file, or replace its content if they begin at 0."""
     folder = partial.path.parent
     failure = f"cannot download {_public_url(url)}"
     needed = (remote.length or 0) - remote.start
     if (remote.length or 0) > max_bytes:
         raise OSError(f"{failure}: {remote.length} bytes, more than the {max_bytes} allowed")
     if needed > shutil.disk_usage(folder).free:
-        raise OSError(errno.ENOSPC, f"{failure}: {folder} has not the {needed} bytes free that it takes; {_ROOM}")
+        raise OSError(errno.ENOSPC, f"{failure}: {folder} does not have the {needed} bytes free; {_ROOM}")
     if remote.start and remote.version != partial.version:
         raise _StartAgain("the file changed meanwhile")
     partial.version = remote.version if remote.can_resume else ""
     size = remote.start
     with (
-        # Unbuffered: what a full disk refuses would be written again, and refused again, by the closing of the file.
+        # unbuffered: after a full disk, closing a buffered file would write and fail again
         open(partial.path, "r+b" if size else "wb", buffering=0) as file,
-        # disable=None: no bar where the output is not a terminal.
+        # disable=None: no bar if the output is not a terminal
         tqdm(
             total=remote.length, initial=size, unit="B", unit_scale=True, desc=PurePosixPath(_public_url(url)).name,
             disable=None,
@@ -209,11 +209,11 @@ def _write_all(file, chunk: bytes, failure: str) -> None:
 
 
 def _verify(remote: _RemoteFile, partial: _PartialFile, sha256: str) -> None:
-    """_StartAgain where the file has another hash than it should."""
+    """Raise _StartAgain if the file does not have the expected hash."""
     for name, expected in filter(None, (("sha256", sha256) if sha256 else None, remote.digest)):
         found = file_digest(name, partial.path)
         if found != expected:
-            raise _StartAgain(f"the {name} of what came is {found}, not {expected}")
+            raise _StartAgain(f"the {name} of the download is {found}, not {expected}")
 
 
 def _is_whole(path: Path, length: int | None, sha256: str) -> bool:
@@ -226,7 +226,7 @@ def _is_whole(path: Path, length: int | None, sha256: str) -> bool:
 def _open_http(url: str, partial: _PartialFile) -> Iterator[_RemoteFile]:
     import requests
 
-    # Unencoded, so that Content-Length counts the bytes of the file.
+    # not compressed, so that Content-Length counts the bytes of the file
     headers = {"Accept-Encoding": "identity"}
     start = partial.size()
     if start:
@@ -248,7 +248,7 @@ def _open_http(url: str, partial: _PartialFile) -> Iterator[_RemoteFile]:
 
 
 def _http_file(response, start: int) -> _RemoteFile:
-    """The file of an answer with status 200, or 206 to a request for the bytes from `start` on."""
+    """Return the file in a response with status 200, or 206 to a request for the bytes from `start` on."""
     etag = response.headers.get("ETag", "")
     is_plain = response.headers.get("Content-Encoding", "identity") == "identity"
     if response.status_code == 206:
@@ -268,21 +268,21 @@ def _http_file(response, start: int) -> _RemoteFile:
 
 
 def _length_of_rest(content_range: str, start: int) -> int:
-    """The length of the whole file; _StartAgain where the answer is not its bytes from `start` to the end."""
+    """Return the length of the whole file; raises _StartAgain if the response is not its bytes from `start` on."""
     answered = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", content_range, re.ASCII)
     if not answered or int(answered[1]) != start or int(answered[2]) + 1 != int(answered[3]):
-        raise _StartAgain("the server answered with another part of the file than it was asked for")
+        raise _StartAgain("the server sent a different part of the file than requested")
     return int(answered[3])
 
 
 def _refuse_downgrade(response, **_) -> None:
-    """OSError where an https:// address redirects to one that anyone on the way could read and change."""
+    """Raise OSError for a redirect from https:// to an address that others on the network can read and change."""
     if response.is_redirect and urlsplit(response.url).scheme == "https":
         target = urljoin(response.url, response.headers["Location"])
         if urlsplit(target).scheme != "https":
             raise OSError(
-                f"cannot download {_public_url(response.url)}: it redirects to {_public_url(target)}, which is no "
-                "https://; if you trust that address, give it yourself"
+                f"cannot download {_public_url(response.url)}: it redirects to {_public_url(target)}, which is not "
+                "https://; if you trust that address, give it directly"
             )
 
 
@@ -296,7 +296,7 @@ def _open_s3(url: str, partial: _PartialFile) -> Iterator[_RemoteFile]:
     from botocore import exceptions
     from botocore.config import Config
 
-    # One attempt each: the retries are _fetch's, which also cover a body that breaks off.
+    # one attempt each: _fetch retries, also after an interrupted body
     config = Config(
         connect_timeout=CONNECT_SECONDS,
         read_timeout=READ_SECONDS,
@@ -332,18 +332,18 @@ def _open_s3(url: str, partial: _PartialFile) -> Iterator[_RemoteFile]:
 
 
 def _s3_digest(answer: dict) -> tuple[str, str] | None:
-    """What S3 says of the whole object's content; those of objects uploaded in parts are hashes of hashes."""
+    """Return S3's hash of the object's content, None for objects uploaded in parts, which have hashes of hashes."""
     checksum = answer.get("ChecksumSHA256", "")
     if checksum and "-" not in checksum:
         return "sha256", base64.b64decode(checksum).hex()
     etag = answer.get("ETag", "").strip('"')
-    # With a key of KMS or of the customer the ETag is no hash of the content.
+    # encrypted with a key of KMS or of the customer, an object has an ETag that is not a hash of its content
     is_md5 = answer.get("ServerSideEncryption", "AES256") == "AES256" and "SSECustomerAlgorithm" not in answer
     return ("md5", etag) if is_md5 and re.fullmatch(r"[0-9a-f]{32}", etag) else None
 
 
 def _check_status(url: str, status: int, reason: str, partial: _PartialFile) -> None:
-    """Nothing for a file, or a part where one was asked for; _TemporaryFailure if it may yet come, else OSError."""
+    """Raise _TemporaryFailure for a status that may pass, OSError for any other without the requested file or part."""
     if status == 200 or (status == 206 and partial.size()):
         return
     if status in _CHANGED_STATUS and partial.size():
@@ -356,23 +356,23 @@ def _check_status(url: str, status: int, reason: str, partial: _PartialFile) -> 
 
 
 def _public_url(url: str) -> str:
-    """The URL without user, password, query and fragment, any of which may be secret."""
+    """Return the URL without user, password, query and fragment, any of which may be secret."""
     scheme, _, rest = url.partition("://")
     host, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
     host = host.rpartition("@")[2]
-    # What looks like a port and is none is the beginning of a password with an unescaped / ? or # in it.
+    # a port that is not a number is the beginning of a password with an unescaped / ? or # in it
     if not re.fullmatch(r"(\[[^]]*\]|[^:]*)(:\d*)?", host):
         return f"{scheme}://***"
     return f"{scheme}://{host}{slash}{path}"
 
 
 def _openai_sha256(url: str) -> str | None:
-    """The hash that OpenAI's addresses have for a folder, before the name of the file."""
+    """Return the hash in an OpenAI address: the folder that holds the file. None for other addresses."""
     found = re.match(rf"https?://{re.escape(_OPENAI_HOST)}/(?:.*/)?([0-9a-f]{{64}})/[^/]+$", url)
     return found[1] if found else None
 
 
 def _suffix(url: str) -> str:
-    """The file type at the end of the URL's path, which tells a loader what it reads; "" if there is none."""
+    """Return the suffix of the URL's path, by which loaders recognise the file type; "" without one."""
     suffix = PurePosixPath(_public_url(url).partition("://")[2]).suffix
     return suffix if re.fullmatch(r"\.\w{1,16}", suffix, re.ASCII) else ""

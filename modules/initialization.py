@@ -1,4 +1,4 @@
-"""Weights into the model: what is loaded, what is newly initialized and from where; freezing and precision."""
+"""Load weights into the model and initialize the layers that they lack; freeze layers; set the precision."""
 
 import logging
 import re
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
-# new heads start from the layers of CLIP's text tower, as CLIP4Clip's do
+# new layers start from those of CLIP's text tower, as in CLIP4Clip
 TEXT_TOWER_SOURCES = {
     "transformerClip.": "transformer.",
     "cross.transformer.": "transformer.",
@@ -25,32 +25,32 @@ TEXT_TOWER_SOURCES = {
 
 @dataclass
 class WeightReport:
-    """Which keys of the model were loaded, which were newly initialized, which of the file were unexpected."""
+    """Keys of the model that were loaded or newly initialized, and keys of the file that the model does not have."""
 
     loaded: list[str] = field(default_factory=list)
     initialized_from_clip: list[str] = field(default_factory=list)
     initialized_randomly: list[str] = field(default_factory=list)
-    unused: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
 
     @property
     def untrained_head(self) -> list[str]:
-        """Keys of heads that no training has touched; a fresh conv2 is not among them: it computes what conv1 does."""
+        """Keys of newly initialized head layers; not those of a new conv2, which computes the same as conv1."""
         return [key for key in self.initialized_from_clip + self.initialized_randomly if not key.startswith("clip.")]
 
     def log(self) -> None:
-        """One line for each of the four, where it is not empty."""
+        """Log one line for each list that is not empty."""
         for keys, words in (
             (self.loaded, "weights loaded"),
             (self.initialized_from_clip, "parameters newly initialized from CLIP's layers"),
             (self.initialized_randomly, "parameters newly initialized (random)"),
-            (self.unused, "unexpected keys in the file"),
+            (self.unexpected, "unexpected keys in the file"),
         ):
             if keys:
                 logger.info("%d %s: %s", len(keys), words, summarize_keys(keys))
 
 
 def summarize_keys(keys: Iterable[str]) -> str:
-    """The keys grouped by their first part, such as `clip.* (152), text_weight_fc.* (4)`."""
+    """Return the keys grouped by their first part, such as `clip.* (152), text_weight_fc.* (4)`."""
     groups: dict[str, int] = {}
     for key in keys:
         groups[key.split(".")[0]] = groups.get(key.split(".")[0], 0) + 1
@@ -58,14 +58,14 @@ def summarize_keys(keys: Iterable[str]) -> str:
 
 
 def load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> WeightReport:
-    """Load `weights` (keys of the whole model: `clip.*`, heads) and start the heads that they lack from CLIP's layers.
+    """Load `weights` (keys of the whole model) and initialize the layers that they lack, from CLIP's where possible.
 
-    Raises ValueError where a shape differs, naming keys and both shapes, and where a weight of CLIP is missing.
+    Raises ValueError for shapes that differ, naming keys and both shapes, and for missing weights of CLIP.
     """
     wanted = model.state_dict()
     report = WeightReport(
         loaded=[key for key in wanted if key in weights],
-        unused=[key for key in weights if key not in wanted],
+        unexpected=[key for key in weights if key not in wanted],
     )
     different = [
         f"{key}: file {tuple(weights[key].shape)}, model {tuple(wanted[key].shape)}"
@@ -74,7 +74,7 @@ def load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> WeightRe
     ]
     if different:
         raise ValueError(
-            f"{len(different)} weights have another shape than the model (check --cross_num_hidden_layers, --wti_arch, "
+            f"{len(different)} weights differ in shape from the model (check --cross_num_hidden_layers, --wti_arch, "
             f"--linear_patch and --pretrained_clip_name): {'; '.join(different[:5])}"
         )
     complete = {key: weights[key] for key in report.loaded}
@@ -82,9 +82,9 @@ def load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> WeightRe
     for key in wanted:
         if key in weights:
             continue
-        fresh = initialized_from_clip(key, weights)
-        if fresh is not None and fresh.shape == wanted[key].shape:
-            complete[key] = fresh
+        initial = value_from_clip(key, weights)
+        if initial is not None and initial.shape == wanted[key].shape:
+            complete[key] = initial
             report.initialized_from_clip.append(key)
         elif key.startswith("clip."):
             missing_clip.append(key)
@@ -97,8 +97,8 @@ def load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> WeightRe
     return report
 
 
-def initialized_from_clip(key: str, weights: dict[str, torch.Tensor]) -> torch.Tensor | None:
-    """Start value of a head's weight from CLIP's own layers, None where CLIP has none for it."""
+def value_from_clip(key: str, weights: dict[str, torch.Tensor]) -> torch.Tensor | None:
+    """Return the initial value of a new weight from CLIP's layers, None if CLIP has no corresponding one."""
     if key == "clip.visual.conv2.weight":
         # Conv3d that computes what the 2d one does: its kernel in the middle slice, zeros around it
         kernel = weights["clip.visual.conv1.weight"]
@@ -110,10 +110,10 @@ def initialized_from_clip(key: str, weights: dict[str, torch.Tensor]) -> torch.T
 
 
 def freeze_clip_layers(clip: CLIP, freeze_layer_num: int) -> list[str]:
-    """Freeze CLIP below block `freeze_layer_num` of both towers; -1 freezes nothing. Returns the frozen names.
+    """Freeze CLIP below block `freeze_layer_num` of both towers and return the frozen names; -1 freezes nothing.
 
     Frozen are the embeddings, positions, class embedding, patch convolution, `ln_pre` and blocks below the number.
-    conv2 (linear_patch 3d) trains in any case, because it is new.
+    conv2 (linear_patch 3d) is always trained, because it is new.
     Raises ValueError for a number below -1 or above the number of blocks.
     """
     deepest = max(len(clip.transformer.resblocks), len(clip.visual.transformer.resblocks))
@@ -141,23 +141,23 @@ def freeze_clip_layers(clip: CLIP, freeze_layer_num: int) -> list[str]:
 
 
 def check_vocabulary(clip: CLIP, vocabulary: int, clip_name: str) -> None:
-    """Raise ValueError where the tokenizer has more tokens than the CLIP of `--pretrained_clip_name` knows."""
+    """Raise ValueError if the tokenizer has more tokens than the CLIP of `--pretrained_clip_name` embeds."""
     if clip.vocab_size < vocabulary:
         raise ValueError(
-            f"the CLIP of --pretrained_clip_name {clip_name} knows {clip.vocab_size} tokens, but the tokenizer has "
-            f"{vocabulary}"
+            f"the CLIP of --pretrained_clip_name {clip_name} has a vocabulary of {clip.vocab_size} tokens, the "
+            f"tokenizer one of {vocabulary}"
         )
 
 
 def set_precision(model, precision: str) -> None:
-    """Make a `CLIP4Clip` compute as `--precision` says: CLIP in float16, or autocast of the encoders, or neither."""
+    """Apply `--precision` to a `CLIP4Clip`: CLIP's matrices in float16, or autocast of the encoders, or neither."""
     if precision == "clip_fp16":
         convert_clip_to_float16(model.clip)
     model.autocast_dtype = AUTOCAST_TYPES.get(precision)
 
 
 def convert_clip_to_float16(clip: CLIP) -> None:
-    """Put CLIP's convolutions, matrices and projections into float16, as the published runs were trained.
+    """Convert CLIP's convolutions, matrices and projections to float16, as in the published runs.
 
     LayerNorm, embeddings and everything outside CLIP stay float32. The optimizer's moments follow the weights' dtype.
     """

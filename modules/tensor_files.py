@@ -1,8 +1,13 @@
-"""Reading tensors from files that nobody vouches for: what `torch.save` writes, and TorchScript archives.
+"""Read tensors from untrusted files: those of `torch.save`, and TorchScript archives such as OpenAI's CLIPs.
 
-The pickle inside is read by an interpreter that knows plain values, containers and tensors and nothing else, so that
-nothing of the file is ever run: `torch.jit.load` would run the `__setstate__` of an archive's modules.  What a file
-declares is held against its size before memory is taken for it, which `torch.load(weights_only=True)` does not do.
+The pickle inside is read by an interpreter of plain values, containers and tensors, so that no code in the file runs:
+`torch.jit.load` runs the `__setstate__` of an archive's modules, and newer Pythons have no torch.jit.
+
+Files of `torch.save` are not left to `torch.load(weights_only=True, mmap=True)`, because that breaks promises of
+SECURITY.md (tests/test_memory_bombs.py, with torch 2.14): it allocates the size that a file declares before it compares
+it with the file (2 GB for a `bytearray`, 515 MB for a compressed pickle), returns a tensor of 10**12 elements that are
+one in the file, hashes a nested key for ever, and does not verify the zip's checksums: a flipped byte of a weight is
+not found. It is faster, though: 600 MB take 0.2 s mapped and 1.6 s copied, here 2.0 s.
 """
 
 import io
@@ -37,14 +42,14 @@ STORAGE_DTYPES = {
 
 
 class Storage(NamedTuple):
-    """Bytes of a file, and what they are; dtype uint8 is also that of bytes whose tensors say it themselves."""
+    """Bytes of a file and their dtype; uint8 also for bytes whose tensors declare their own dtype."""
 
     dtype: torch.dtype
     content: torch.UntypedStorage
 
 
 class ScriptClass(str):
-    """The qualified name of a class in a TorchScript archive, `__torch__.` at its beginning."""
+    """Qualified name of a class in a TorchScript archive; it begins with `__torch__.`."""
 
 
 @dataclass
@@ -56,10 +61,10 @@ class ScriptModule:
 
 
 class TensorUnpickler(pickle._Unpickler):
-    """Python's own interpreter of pickles, with the few instructions that containers, numbers and tensors take.
+    """Python's interpreter of pickles, reduced to the instructions for containers, numbers and tensors.
 
-    `read_storage(key, size)` gives the `size` bytes of a storage.  Classes and functions that a file names are never
-    imported: a name stands for a method of this class, a dtype, or an error.
+    `read_storage(key, size)` returns the `size` bytes of a storage. Classes and functions that a file names are never
+    imported: a name stands for a method of this class or a dtype, and any other is an error.
     """
 
     dispatch = {  # noqa: RUF012 - the name and form are the base class's
@@ -91,7 +96,7 @@ class TensorUnpickler(pickle._Unpickler):
         }
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a name of the file stands for; UnpicklingError for all but those above."""
+        """Return the meaning of a name in the file; raises UnpicklingError for names that are not listed above."""
         if module == "__torch__" or module.startswith("__torch__."):
             return ScriptClass(f"{module}.{name}")
         full_name = f"{module}.{name}"
@@ -103,13 +108,13 @@ class TensorUnpickler(pickle._Unpickler):
             return torch.uint8
         if module == "torch" and name in STORAGE_DTYPES:
             return STORAGE_DTYPES[name]
-        raise pickle.UnpicklingError(f"it asks for {full_name}")
+        raise pickle.UnpicklingError(f"it refers to {full_name}")
 
     def persistent_load(self, pid: Any) -> Storage:
-        """The storage that ("storage", its type, its key, a device, its number of elements) refers to."""
+        """Return the storage of a reference ("storage", type, key, device, number of elements)."""
         kind, dtype, key, _, count, *view = pid
         if kind != "storage" or not isinstance(dtype, torch.dtype) or not isinstance(key, str) or any(view):
-            raise pickle.UnpicklingError(f"it refers to a {kind!r:.50} that is no plain storage")
+            raise pickle.UnpicklingError(f"it refers to a {kind!r:.50} that is not a plain storage")
         check_counts([count])
         return Storage(dtype, self.read_storage(key, count * dtype.itemsize))
 
@@ -141,15 +146,15 @@ class TensorUnpickler(pickle._Unpickler):
     def load_newobj(self) -> None:
         arguments, kind = self.stack.pop(), self.stack.pop()
         if arguments != () or not isinstance(kind, ScriptClass):
-            raise pickle.UnpicklingError("it makes an object that is no TorchScript module")
+            raise pickle.UnpicklingError("it makes an object that is not a TorchScript module")
         self.append(ScriptModule(kind))
 
     def load_build(self) -> None:
         state, target = self.stack.pop(), self.stack[-1]
         if type(target) is dict:
-            return  # of OrderedDict: attributes, such as the versions of the modules in a state dict
+            return  # attributes of an OrderedDict, such as the versions of the modules in a state dict
         if not isinstance(target, ScriptModule) or type(state) is not dict:
-            raise pickle.UnpicklingError("it has an object with a state of its own form (__setstate__)")
+            raise pickle.UnpicklingError("it has an object that restores its own state (__setstate__)")
         target.attributes.update(state)
 
     dispatch[pickle.APPEND[0]] = load_append
@@ -194,7 +199,7 @@ class TensorUnpickler(pickle._Unpickler):
 
     @staticmethod
     def make_tensor(storage: Storage, offset: int, size: tuple, stride: tuple, *_) -> torch.Tensor:
-        """A view of a storage; UnpicklingError where it reaches beyond it, or repeats elements to look larger."""
+        """Return a view of a storage; raises UnpicklingError if it exceeds the storage or repeats elements."""
         if len(size) > MAX_DIMENSIONS or len(size) != len(stride):
             raise pickle.UnpicklingError(f"a tensor has {len(size)} dimensions and {len(stride)} strides")
         check_counts([offset, *size, *stride])
@@ -209,24 +214,26 @@ class TensorUnpickler(pickle._Unpickler):
 
 
 def check_counts(values: list) -> None:
-    """Raise UnpicklingError unless all are integers that torch can count with."""
+    """Raise UnpicklingError unless all values are integers in the range of torch's sizes."""
     for value in values:
         if type(value) is not int or not 0 <= value < 2**62:
-            raise pickle.UnpicklingError(f"{value!r:.50} is no size")
+            raise pickle.UnpicklingError(f"{value!r:.50} is not a valid size")
 
 
 def check_key(key: Any) -> Any:
-    """`key` if it is a plain value; the hash of tuples in tuples in tuples can take for ever."""
+    """Return `key` if it is a plain value; hashing tuples nested in tuples can take for ever."""
     if not isinstance(key, str | int | float | bytes | None):
         raise pickle.UnpicklingError(f"a key is a {type(key).__name__}")
     return key
 
 
 def load_tensors(path: str | Path) -> Any:
-    """The content of a file by `torch.save`, tensors on the CPU, or the state dict of a TorchScript archive.
+    """Return the content of a file of `torch.save`, tensors on the CPU, or the state dict of a TorchScript archive.
 
-    Raises ValueError naming the file for anything but plain values, containers and tensors, and for a file that is
-    damaged or would take much more memory than its size; OSError where it cannot be opened.
+    Raises:
+        ValueError: damaged, larger in memory than the file allows, or more than plain values and tensors; the message
+            names the file.
+        OSError: the file cannot be opened.
     """
     path = Path(path)
     with path.open("rb") as file:
@@ -234,7 +241,7 @@ def load_tensors(path: str | Path) -> Any:
             is_zip = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
             content = load_archive(file) if is_zip else load_legacy(file)
             check_expanded(content, limit=4 * path.stat().st_size + (1 << 20))
-        except Exception as error:  # damaged bytes make the interpreter, zipfile and torch raise nearly anything
+        except Exception as error:  # on damaged bytes the interpreter, zipfile and torch raise nearly anything
             raise ValueError(
                 f"{path} is damaged or holds more than plain values and tensors; it was not loaded "
                 f"({type(error).__name__}: {' '.join(str(error).split())[:500]})"
@@ -243,7 +250,7 @@ def load_tensors(path: str | Path) -> Any:
 
 
 def load_archive(file: io.BufferedReader) -> Any:
-    """A zip with `data.pkl` and the storages below `data/`; where it has `constants.pkl` it is TorchScript's."""
+    """Return the content of a zip: `data.pkl` and storages in `data/`; with `constants.pkl` it is TorchScript's."""
     with zipfile.ZipFile(file) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
         if sum(entry.compress_size for entry in archive.infolist()) > os.fstat(file.fileno()).st_size:
@@ -271,9 +278,9 @@ def load_archive(file: io.BufferedReader) -> Any:
 
 
 def read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, limit: int | None) -> bytearray:
-    """The bytes of an entry, its checksum verified; ValueError for more than `limit`.
+    """Return the bytes of an entry, its checksum verified; raises ValueError for more than `limit` bytes.
 
-    Without a limit the entry must be stored as it is, and is then no larger than the file.
+    Without a limit the entry must be uncompressed, and is then not larger than the file.
     """
     if limit is None and (entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size):
         raise ValueError(f"{entry.filename!r:.100} is compressed")
@@ -292,12 +299,15 @@ def read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, limit: int | No
 
 
 def as_storage(content: bytearray) -> torch.UntypedStorage:
-    """The same memory as a storage."""
+    """Return the same memory as a storage."""
     return torch.frombuffer(content, dtype=torch.uint8).untyped_storage() if content else torch.UntypedStorage(0)
 
 
 def load_legacy(file: io.BufferedReader) -> Any:
-    """Five pickles (magic number, version, machine, content, keys of the storages), then the storages' bytes."""
+    """Return the content of a file in the form before torch 1.6.
+
+    It has five pickles (magic number, version, machine, content, keys of the storages), then the storages' bytes.
+    """
     file.seek(0, io.SEEK_END)
     available = file.tell()
     file.seek(0)
@@ -318,7 +328,7 @@ def load_legacy(file: io.BufferedReader) -> Any:
         return storages[key]
 
     if TensorUnpickler(pickles, reserve).load() != LEGACY_MAGIC:
-        raise ValueError("it is no file of torch.save")
+        raise ValueError("it is not a file of torch.save")
     version, machine, content, keys = (TensorUnpickler(pickles, reserve).load() for _ in range(4))
     if machine["little_endian"] != (sys.byteorder == "little"):
         raise ValueError("it was written on a machine with another byte order")
@@ -333,7 +343,7 @@ def load_legacy(file: io.BufferedReader) -> Any:
 
 
 def declared_weights(archive: zipfile.ZipFile, folder: str) -> dict[str, set[str]]:
-    """The names of parameters and buffers by the qualified name of a class, from the code of a TorchScript archive."""
+    """Return the parameter and buffer names of each class, by its qualified name, from a TorchScript archive's code."""
     declared = {}
     remaining = MAX_CODE_BYTES
     for entry in archive.infolist():
@@ -351,7 +361,7 @@ def declared_weights(archive: zipfile.ZipFile, folder: str) -> dict[str, set[str
 
 
 def script_state_dict(root: Any, declared: dict[str, set[str]]) -> dict[str, torch.Tensor]:
-    """The parameters and buffers in a tree of modules, those of a module before those of its children."""
+    """Return the parameters and buffers of a tree of modules, those of a module before those of its children."""
     weights: dict[str, torch.Tensor] = {}
     waiting, visited = [("", root)], 0
     while waiting:
@@ -371,10 +381,10 @@ def script_state_dict(root: Any, declared: dict[str, set[str]]) -> dict[str, tor
 
 
 def check_expanded(content: Any, limit: int) -> None:
-    """ValueError where copying every value and tensor, as often as it occurs, takes more than `limit` bytes.
+    """Raise ValueError if a copy of every value and tensor, as often as it occurs, exceeds `limit` bytes.
 
-    A list that is its own element, or ten lists of ten times the list before, are small in a file and in memory, until
-    someone walks through them.
+    A list that contains itself, or ten times a list of ten times a list and so on, is small in a file and in memory
+    until it is walked.
     """
     waiting, visited = [content], 0
     while waiting:

@@ -107,7 +107,7 @@ def test_length_that_is_too_long_is_a_broken_download(server, tmp_path):
 def test_length_that_is_too_short_or_missing_is_found_by_the_hash(server, tmp_path):
     for length in ("100", None):
         server.answers = [{"headers": {"Content-Length": length}, "body": BODY if length else BODY[:100]}]
-        with pytest.raises(OSError, match=f"the sha256 of what came is .*, not {HASH}"):
+        with pytest.raises(OSError, match=f"the sha256 of the download is .*, not {HASH}"):
             cached_path(f"{server.address}/a.pt", tmp_path, sha256=HASH)
         check_cache(tmp_path, copies=0)
 
@@ -144,7 +144,7 @@ def test_local_file_must_have_the_hash(tmp_path):
     path = tmp_path / "a.pt"
     path.write_bytes(BODY)
     assert cached_path(path, sha256=HASH) == str(path)
-    with pytest.raises(ValueError, match=rf"a\.pt has not the sha256 {'0' * 64}"):
+    with pytest.raises(ValueError, match=rf"a\.pt does not have the sha256 {'0' * 64}"):
         cached_path(path, sha256="0" * 64)
 
 
@@ -238,7 +238,7 @@ def test_https_never_becomes_http(server, secure_server, tmp_path):
     secure_server.answers = [redirect("/moved.pt"), {}]
     assert Path(cached_path(f"{secure_server.address}/a.pt", tmp_path)).read_bytes() == BODY
     secure_server.answers = [redirect("/moved.pt"), redirect(f"{server.address}/b.pt?key={SECRET}")]
-    with pytest.raises(OSError, match=rf"redirects to {server.address}/b\.pt, which is no https://; if") as caught:
+    with pytest.raises(OSError, match=rf"redirects to {server.address}/b\.pt, which is not https://; if") as caught:
         cached_path(f"{secure_server.address}/b.pt", tmp_path)
     check_no_secret(caught)
     assert server.requests == []
@@ -286,7 +286,7 @@ def run_python(code: str, *arguments: str) -> subprocess.Popen:
 def test_disk_that_is_known_to_be_too_full_is_not_begun_on(server, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(file_utils.shutil, "disk_usage", lambda folder: usage(10**9, 10**9, len(BODY) - 1))
-    with pytest.raises(OSError, match=rf"not the {len(BODY)} bytes free .*make room there, or name") as caught:
+    with pytest.raises(OSError, match=rf"not have the {len(BODY)} bytes free.*make room there, or name") as caught:
         cached_path(f"{server.address}/a.pt", tmp_path)
     assert caught.value.errno == errno.ENOSPC
     check_cache(tmp_path, copies=0)

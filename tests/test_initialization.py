@@ -44,7 +44,7 @@ def report_of(model: CLIP4Clip) -> dict[str, set[str]]:
         "loaded": {key for key in report.loaded if not key.startswith("clip.")},
         "from clip": set(report.initialized_from_clip),
         "at random": set(report.initialized_randomly),
-        "unused": set(report.unused),
+        "unused": set(report.unexpected),
     }
 
 
