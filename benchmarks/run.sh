@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Runs every benchmark and leaves the reports in benchmarks/results/: ./benchmarks/run.sh
-# On a machine with a GPU the step and the similarity are measured there (into *_gpu.md), else on the CPU.
-# Run it on a machine that does nothing else; it takes about half an hour on 2 CPU cores.
+# Runs every benchmark and writes the reports to benchmarks/results/: ./benchmarks/run.sh
+# With a GPU, the step and the similarity are measured on it (reports *_gpu.md); otherwise everything runs on the CPU.
+# Use an idle machine; it takes about half an hour on 2 CPU cores.
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
