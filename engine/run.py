@@ -9,7 +9,14 @@ from engine.record import RunRecord
 from engine.run_files import DIRECTIONS, NUMBERS
 from engine.run_log import RunLog
 from engine.signals import StoppedBySignal, StopRequest
-from modules.checkpoint import load_optimizer, model_path, save_checkpoint
+from modules.checkpoint import (
+    load_optimizer,
+    load_optimizer_content,
+    model_path,
+    optimizer_content,
+    optimizer_path,
+    save_checkpoint,
+)
 from modules.distributed import all_gather_objects, broadcast_object, broadcast_weights
 from modules.resume import FOLDER, TrainingCheckpoints
 
@@ -83,10 +90,9 @@ class Run:
         if weights is not None:
             self.model.load_state_dict(weights)
         broadcast_weights(self.model)
-        self.optimizer.load_state_dict(contents["optimizer.bin"]["optimizer"])
-        self.scaler.load_state_dict(contents["optimizer.bin"]["scaler"])
+        load_optimizer_content(contents["optimizer.bin"], self.optimizer, self.scaler)
         self.epoch, self.batches_done = position["epoch"], position["batches_done"]
-        self.global_step = position["global_step"]
+        self.global_step = self._saved_step = position["global_step"]
         rank = position["ranks"][self.process.rank]
         self.total_loss = rank["total_loss"]
         util.restore_random_state(rank["random"], self.process.device)
@@ -121,8 +127,8 @@ class Run:
                 raise OSError(f"stopped by a signal, but no training checkpoint could be written in {self.folder}")
             logger.warning("stopped by a signal after step %d; --resume auto goes on from there", self.global_step)
             raise StoppedBySignal
-        if self.save_steps and self.global_step % self.save_steps == 0:
-            self.save()
+        if self.save_steps and self.global_step % self.save_steps == 0 and self.batches_done < len(self.loader):
+            self.save()  # `save_epoch` saves the last step, in less space
 
     def save_before_step(self) -> None:
         """Write a training checkpoint of the place before a step that cannot be finished. For all processes."""
@@ -133,12 +139,11 @@ class Run:
         """Write the files of an epoch with this mean loss, and return the path of its weights. For all processes."""
         if self.process.is_main:
             self.curves.add("epoch", self.epoch, self.global_step, loss=loss)
-        self.save()
-        self.list_unreadable()
-        path = model_path(self.folder, self.epoch)
-        if self.process.is_main:
             save_checkpoint(self.folder, self.epoch, self.model, self.optimizer, loss, self.scaler)
-            logger.info("Model saved to %s", path)
+        path = model_path(self.folder, self.epoch)
+        logger.info("Model saved to %s", path)
+        self.save(files={"model.bin": path, "optimizer.bin": optimizer_path(self.folder, self.epoch)})
+        self.list_unreadable()
         return path
 
     def next_epoch(self) -> None:
@@ -152,11 +157,11 @@ class Run:
 
     # ---- training checkpoints ----------------------------------------------------------------------------------------
 
-    def save(self, wait: bool = False, random: dict | None = None) -> bool:
+    def save(self, wait: bool = False, random: dict | None = None, files: dict[str, Path] | None = None) -> bool:
         """Write a training checkpoint; with `wait`, return False if it cannot be written. For all processes.
 
         With `wait` no rank leaves before the checkpoint is there: a launcher ends the others as soon as one does.
-        Without, a step that has been saved is not saved again.
+        Without, a step that has been saved is not saved again. `files` of an epoch are shared, not written again.
         """
         if not wait and self._saved_step == self.global_step:
             return True
@@ -174,9 +179,11 @@ class Run:
                 "epoch": self.epoch, "batches_done": self.batches_done, "global_step": self.global_step,
                 "ranks": ranks, "flags": self._decisive(), "record": self.record.state(),
             }  # fmt: skip
-            optimizer = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
-            contents = {"model.bin": self.model.state_dict(), "optimizer.bin": optimizer, "run.bin": position}
-            is_written = self._checkpoints.save(self.global_step, contents, wait)
+            states = files or {
+                "model.bin": self.model.state_dict(),
+                "optimizer.bin": optimizer_content(self.epoch, self.optimizer, self.total_loss, self.scaler),
+            }
+            is_written = self._checkpoints.save(self.global_step, {**states, "run.bin": position}, wait)
         return broadcast_object(is_written) if wait else True
 
     def _decisive(self) -> dict:

@@ -47,11 +47,31 @@ def save_checkpoint(
 ) -> Path:  # fmt: skip
     """Write both files and return the path of the weights; `model` is the bare model, not its DDP wrapper."""
     save_whole(model.state_dict(), model_path(output_dir, epoch))
+    save_whole(optimizer_content(epoch, optimizer, loss, scaler), optimizer_path(output_dir, epoch))
+    return model_path(output_dir, epoch)
+
+
+def optimizer_content(
+    epoch: int, optimizer: torch.optim.Optimizer, loss: float, scaler: torch.amp.GradScaler | None = None
+) -> dict:
+    """Return the content of `pytorch_opt.bin.N`; a scaler counts if it is enabled."""
     content = {"epoch": epoch, "optimizer_state_dict": optimizer.state_dict(), "loss": loss}
     if scaler is not None and scaler.is_enabled():
         content["scaler_state_dict"] = scaler.state_dict()
-    save_whole(content, optimizer_path(output_dir, epoch))
-    return model_path(output_dir, epoch)
+    return content
+
+
+def load_optimizer_content(
+    content: dict, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None
+) -> None:
+    """Restore the optimizer, and an enabled scaler if the content has one: a run of another precision has none.
+
+    Training checkpoints may name the two `optimizer` and `scaler`.
+    """
+    optimizer.load_state_dict(content.get("optimizer_state_dict", content.get("optimizer")))
+    scaler_state = content.get("scaler_state_dict", content.get("scaler"))
+    if scaler is not None and scaler.is_enabled() and scaler_state:
+        scaler.load_state_dict(scaler_state)
 
 
 def keep_last_checkpoints(output_dir: str | Path, number: int, epoch: int, best_epoch: int) -> None:
@@ -99,9 +119,7 @@ def load_optimizer(
     try:
         content = load_tensors(path)
         epoch, loss = int(content["epoch"]), float(content["loss"])
-        optimizer.load_state_dict(content["optimizer_state_dict"])
-        if scaler is not None and scaler.is_enabled() and "scaler_state_dict" in content:
-            scaler.load_state_dict(content["scaler_state_dict"])
+        load_optimizer_content(content, optimizer, scaler)
         return epoch + 1, loss
     except Exception as error:  # unpickling and torch raise many kinds of errors, without the name of the file
         raise ValueError(

@@ -2,15 +2,20 @@
 
     OUTPUT_DIR/resume/step-00000120/model.bin        weights
                                     optimizer.bin    optimizer and gradient scaler
-                                    run.bin          where the run is, its flags, its history, all random states
+                                    run.bin          position of the run, its flags, its history, all random states
                                     manifest.json    size and sha256 of each
 
-A point is written under a temporary name by a thread of its own, while the training goes on, and renamed when all of it
-is on the disk. One that is damaged is found by its manifest, and the one before it is taken.
+A checkpoint is written under a temporary name by a thread, while the training goes on, and renamed when all of it is on
+the disk. Damage is found by the manifest, and the checkpoint before is taken.
+
+At the end of an epoch `model.bin` and `optimizer.bin` are hard links to the epoch's `pytorch_model.bin.N` and
+`pytorch_opt.bin.N`, so that they are written once and take their space once. Each name lives on without the other:
+`--keep_last` may remove the epoch's, a resumed run may write the epoch's anew, and the folder may be moved or copied.
 """
 
 import json
 import logging
+import os
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -26,64 +31,62 @@ FOLDER = "resume"
 MANIFEST = "manifest.json"
 FILES = ("model.bin", "optimizer.bin", "run.bin")
 TEMPORARY_PREFIX = ".incomplete-"
-POINTS_KEPT = 2  # the newest, and one to fall back on
+KEPT_CHECKPOINTS = 2  # the newest, and one to fall back on
 
 
 class DamagedCheckpointError(ValueError):
-    """A training checkpoint is not what its manifest says."""
+    """A training checkpoint differs from its manifest."""
 
 
 class TrainingCheckpoints:
     """The training checkpoints in an `--output_dir`; for the main process.
 
-    A point that cannot be written (disk full, folder read-only) is a warning, and the training goes on: the points
-    before it stay.
+    If one cannot be written (disk full, folder read-only), a warning is logged, the training goes on, and the
+    checkpoints before it stay.
     """
 
     def __init__(self, output_dir: str | Path):
         self.folder = Path(output_dir) / FOLDER
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="resume-point")
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="training-checkpoint")
         self._writing: Future | None = None
         self._damaged: list[Path] = []
 
-    def save(self, step: int, contents: dict[str, dict], wait: bool = False) -> bool:
-        """Write the point of an optimizer step: `contents` holds what goes into each of `FILES`.
+    def save(self, step: int, contents: dict[str, dict | Path], wait: bool = False) -> bool:
+        """Write the checkpoint of an optimizer step; with `wait`, return False if it cannot be written.
 
-        Tensors are copied before this returns; with `wait` it returns when the point is on the disk, and False where
-        it could not be written.
+        `contents` holds for each of `FILES` its content, whose tensors are copied before this returns, or a file on the
+        disk that has it. With `wait` this returns when the checkpoint is on the disk.
         """
         self.finish()
         self._writing = self._thread.submit(
-            self._write_or_warn, step, {name: on_host(contents[name]) for name in FILES}
+            self._write_or_warn, step, {name: copy_to_host(contents[name]) for name in FILES}
         )
         return self.finish() if wait else True
 
     def finish(self) -> bool:
-        """Wait until the last point is written; False where it could not be."""
+        """Wait until the last checkpoint is written; return False if it could not be."""
         writing, self._writing = self._writing, None
         return True if writing is None else writing.result()
 
     def newest(self) -> dict[str, dict] | None:
-        """What the newest whole point holds, by file; None where there is none.
-
-        A damaged one is passed over with a warning.
-        """
-        for point in self._points():
+        """Return the contents of the newest whole checkpoint by file, or None; log a warning for each damaged one."""
+        for checkpoint in self._newest_first():
             try:
-                contents = read_training_checkpoint(point)
+                contents = read_training_checkpoint(checkpoint)
             except (OSError, ValueError) as error:
-                logger.warning("the training checkpoint %s is damaged, the one before it is tried: %s", point, error)
-                self._damaged.append(point)
+                logger.warning(
+                    "the training checkpoint %s is damaged, the one before it is tried: %s", checkpoint, error
+                )
+                self._damaged.append(checkpoint)
             else:
-                logger.info("Resuming from %s", point)
+                logger.info("Resuming from %s", checkpoint)
                 return contents
         return None
 
-    def _points(self) -> list[Path]:
-        """The folders of all points, newest first."""
+    def _newest_first(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"), reverse=True)
 
-    def _write_or_warn(self, step: int, contents: dict[str, dict]) -> bool:
+    def _write_or_warn(self, step: int, contents: dict[str, dict | Path]) -> bool:
         try:
             self._write(step, contents)
         except OSError as error:
@@ -91,7 +94,7 @@ class TrainingCheckpoints:
             return False
         return True
 
-    def _write(self, step: int, contents: dict[str, dict]) -> None:
+    def _write(self, step: int, contents: dict[str, dict | Path]) -> None:
         target = self.folder / f"step-{step:08d}"
         temporary = self.folder / f"{TEMPORARY_PREFIX}{target.name}"
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -102,12 +105,15 @@ class TrainingCheckpoints:
             manifest = {}
             for name, content in contents.items():
                 with explain_write_errors(temporary / name):
-                    torch.save(content, temporary / name)
-                manifest[name] = about_file(temporary / name)
+                    if isinstance(content, Path):
+                        link_or_copy(content, temporary / name)
+                    else:
+                        torch.save(content, temporary / name)
+                manifest[name] = describe_file(temporary / name)
             (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
             for name in (*contents, MANIFEST):
                 sync(temporary / name)
-            if target.exists():  # of a run that was resumed from an earlier point
+            if target.exists():  # the run was resumed from an earlier checkpoint
                 shutil.rmtree(target)
             rename_synced(temporary, target)
         finally:
@@ -115,37 +121,50 @@ class TrainingCheckpoints:
         self._remove_old(target)
 
     def _remove_old(self, newest: Path) -> None:
-        """Keep `POINTS_KEPT` points; a damaged one is none to fall back on."""
-        damaged, self._damaged = [point for point in self._damaged if point != newest], []
-        whole = [point for point in self._points() if point not in damaged]
-        for old in (*damaged, *whole[POINTS_KEPT:]):
+        """Keep the newest whole checkpoints; damaged ones are never used as a fallback."""
+        damaged, self._damaged = [checkpoint for checkpoint in self._damaged if checkpoint != newest], []
+        whole = [checkpoint for checkpoint in self._newest_first() if checkpoint not in damaged]
+        for old in (*damaged, *whole[KEPT_CHECKPOINTS:]):
             shutil.rmtree(old)
 
 
-def read_training_checkpoint(point: Path) -> dict[str, dict]:
-    """What a point holds, by file; DamagedCheckpointError or OSError where it is not what its manifest says."""
+def read_training_checkpoint(checkpoint: Path) -> dict[str, dict]:
+    """Return the contents of a training checkpoint by file.
+
+    Raises:
+        DamagedCheckpointError: a file differs from the manifest.
+        OSError: a file is missing or cannot be read.
+    """
     try:
-        manifest = json.loads((point / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DamagedCheckpointError(f"{point / MANIFEST}: {error}") from error
+        raise DamagedCheckpointError(f"{checkpoint / MANIFEST}: {error}") from error
     for name in FILES:
-        found, expected = about_file(point / name), manifest.get(name) if isinstance(manifest, dict) else None
+        found, expected = describe_file(checkpoint / name), manifest.get(name) if isinstance(manifest, dict) else None
         if found != expected:
-            raise DamagedCheckpointError(f"{point / name} is {found}, and {MANIFEST} says {expected}")
-    return {name: load_tensors(point / name) for name in FILES}
+            raise DamagedCheckpointError(f"{checkpoint / name} is {found}, and {MANIFEST} says {expected}")
+    return {name: load_tensors(checkpoint / name) for name in FILES}
 
 
-def about_file(path: Path) -> dict:
-    """Size and sha256 of a file."""
+def describe_file(path: Path) -> dict:
+    """Return size and sha256 of a file."""
     return {"bytes": path.stat().st_size, "sha256": file_digest("sha256", path)}
 
 
-def on_host(content):
-    """A copy whose tensors are on the CPU and stay as they are."""
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it if the file system has no hard links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def copy_to_host(content):
+    """Return a copy whose tensors are on the CPU and stay as they are; anything but containers is returned as it is."""
     if isinstance(content, torch.Tensor):
         return content.detach().to("cpu", copy=True)
     if isinstance(content, dict):
-        return {key: on_host(value) for key, value in content.items()}
+        return {key: copy_to_host(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
-        return type(content)(map(on_host, content))
+        return type(content)(map(copy_to_host, content))
     return content

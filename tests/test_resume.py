@@ -12,7 +12,7 @@ import main_task_retrieval
 from engine import training
 from engine.run_files import read_metrics, read_ranks
 from engine.signals import StoppedBySignal
-from modules import resume
+from modules import checkpoint, resume
 from modules.checkpoint import model_path, optimizer_path
 from modules.resume import FILES, TrainingCheckpoints
 from tests.helpers.tiny_run import data_flags, write_tiny_run
@@ -48,6 +48,27 @@ def test_a_point_comes_back_as_it_was_saved(tmp_path):
     assert found["optimizer.bin"]["state"][0].tolist() == [1, 1, 1] and found["optimizer.bin"]["state"][1] == 2
     assert found["run.bin"] == {"epoch": 1, "name": "a"}
     assert sorted(path.name for path in (tmp_path / "resume").iterdir()) == ["step-00000007"]
+
+
+def test_a_file_of_the_epoch_is_shared_and_may_be_replaced_or_removed(tmp_path):
+    weights, optimizer = tmp_path / "pytorch_model.bin.0", tmp_path / "pytorch_opt.bin.0"
+    checkpoint.save_whole(CONTENTS["model.bin"], weights)
+    checkpoint.save_whole(CONTENTS["optimizer.bin"], optimizer)
+    points = TrainingCheckpoints(tmp_path)
+    points.save(3, {"model.bin": weights, "optimizer.bin": optimizer, "run.bin": {"step": 3}}, wait=True)
+    assert weights.samefile(tmp_path / "resume" / "step-00000003" / "model.bin")
+    checkpoint.save_whole({"weight": torch.zeros(1)}, weights)  # as a run does that passes this epoch again
+    optimizer.unlink()
+    found = TrainingCheckpoints(tmp_path).newest()
+    assert found["model.bin"]["weight"].tolist() == [0, 1, 2, 3, 4]
+    assert found["optimizer.bin"]["state"][1] == 2
+
+
+def test_a_missing_file_of_the_epoch_is_a_warning_that_names_it(tmp_path, caplog):
+    points = TrainingCheckpoints(tmp_path)
+    assert not points.save(3, {**CONTENTS, "model.bin": tmp_path / "pytorch_model.bin.0"}, wait=True)
+    assert "no training checkpoint could be written" in caplog.text and "pytorch_model.bin.0" in caplog.text
+    assert list((tmp_path / "resume").iterdir()) == []
 
 
 def test_no_points_are_no_error(tmp_path):
@@ -245,12 +266,55 @@ def test_resume_checks_the_flags_and_keeps_everything_where_they_differ(folder, 
         main_task_retrieval.main(command(folder, output))
 
 
+def step_folder(output: Path, step: int) -> Path:
+    return output / "resume" / f"step-{step:08d}"
+
+
 @pytest.mark.slow
-def test_keep_last_keeps_the_best_too(folder, tmp_path):
-    main_task_retrieval.main(command(folder, tmp_path, "--keep_last", "1", "--epochs", "4"))
-    best = read_metrics(tmp_path)["best"]["epoch"]
-    kept = {int(path.suffix[1:]) for path in tmp_path.glob("pytorch_model.bin.*")}
-    assert kept == {3, best} == {int(path.suffix[1:]) for path in tmp_path.glob("pytorch_opt.bin.*")}
+def test_keep_last_keeps_the_best_and_takes_nothing_from_a_training_checkpoint(folder, tmp_path):
+    """Those of epochs 2 and 3 are kept; the files of an epoch and its checkpoint are the same on the disk."""
+    output = tmp_path / "run"
+    main_task_retrieval.main(command(folder, output, "--keep_last", "1", "--epochs", "4"))
+    best = read_metrics(output)["best"]["epoch"]
+    kept = {int(path.suffix[1:]) for path in output.glob("pytorch_model.bin.*")}
+    assert kept == {3, best} == {int(path.suffix[1:]) for path in output.glob("pytorch_opt.bin.*")}
+    assert [path.name for path in sorted((output / "resume").iterdir())] == ["step-00000012", "step-00000016"]
+    assert model_path(output, 3).samefile(step_folder(output, 16) / "model.bin")
+    assert optimizer_path(output, 3).samefile(step_folder(output, 16) / "optimizer.bin")
+    model_path(output, 3).unlink()
+    output.rename(tmp_path / "moved")
+    found = TrainingCheckpoints(tmp_path / "moved").newest()
+    assert (found["run.bin"]["global_step"], found["optimizer.bin"]["epoch"]) == (16, 3)
+    (step_folder(tmp_path / "moved", 16) / "run.bin").unlink()
+    assert TrainingCheckpoints(tmp_path / "moved").newest()["run.bin"]["global_step"] == 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["linked", "without hard links", "keys of old"])
+def test_a_run_moved_at_the_end_of_an_epoch_ends_with_the_same_bits(folder, tmp_path, monkeypatch, form):
+    """Killed in the evaluation; two epochs of four steps, saved after every step."""
+    flags = ("--save_steps", "1", "--precision", "fp16")
+    main_task_retrieval.main(command(folder, tmp_path / "whole", *flags))
+    with monkeypatch.context() as patch:
+        if form == "without hard links":
+            patch.setattr("os.link", lambda *_: (_ for _ in ()).throw(PermissionError(1, "Operation not permitted")))
+        patch.setattr("engine.training.evaluate_epoch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            main_task_retrieval.main(command(folder, tmp_path / "parts", *flags))
+    shared = model_path(tmp_path / "parts", 0).samefile(step_folder(tmp_path / "parts", 4) / "model.bin")
+    assert shared == (form != "without hard links")
+    if form == "keys of old":
+        contents = TrainingCheckpoints(tmp_path / "parts").newest()
+        optimizer = contents["optimizer.bin"]
+        contents["optimizer.bin"] = {
+            "optimizer": optimizer["optimizer_state_dict"], "scaler": optimizer["scaler_state_dict"]
+        }  # fmt: skip
+        TrainingCheckpoints(tmp_path / "parts").save(4, contents, wait=True)
+    shutil.copytree(tmp_path / "parts", tmp_path / "moved")
+    shutil.rmtree(tmp_path / "parts")
+    main_task_retrieval.main(command(folder, tmp_path / "moved", *flags, "--resume", "auto"))
+    assert "Resumed after step 4, in epoch 1" in (tmp_path / "moved" / "log.txt").read_text()
+    assert_equal(outcome(tmp_path / "moved"), outcome(tmp_path / "whole"))
 
 
 # Numbers that are not finite
