@@ -9,17 +9,21 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("head", step.HEADS)
-def test_plain_and_ours_take_the_same_steps(head):
+def test_plain_and_ours_take_the_same_steps(head, monkeypatch):
+    """In double precision: the updates divide by moments near 0, which would enlarge float32's rounding."""
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     plain, ours = step.build_contestants("tiny", head, "fp32", compiled=False, device=CPU)
+    for contestant in (plain, ours):
+        contestant.model.double()
     batch = step.random_batch(4, ours.model, CPU)
     loss_difference, gradient_difference = step.largest_difference(plain, ours, "fp32", batch)
-    assert loss_difference < 1e-6
-    assert gradient_difference < 2e-6
+    assert loss_difference < 1e-7  # the frames alone are normalised in float32
+    assert gradient_difference < 1e-6
     before = ours.model.clip.visual.proj.detach().clone()
     step.measure([plain, ours], "fp32", batch, repeats=2, warm_up=0)
     assert not torch.equal(before, ours.model.clip.visual.proj)
     for name, expected in plain.model.state_dict().items():
-        torch.testing.assert_close(ours.model.state_dict()[name], expected, rtol=0, atol=2e-6, msg=name)
+        torch.testing.assert_close(ours.model.state_dict()[name], expected, rtol=0, atol=1e-8, msg=name)
 
 
 def test_report(tmp_path, capsys):

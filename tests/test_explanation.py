@@ -65,11 +65,11 @@ def test_hand_worked_parts():
     words, frames = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [-0.6, -0.8]])
     text_weights, video_weights = torch.tensor([0.75, 0.25]), torch.tensor([0.5, 0.5])
     parts = explain(words, text_weights, frames, video_weights)
-    np.testing.assert_allclose(parts.cosines, [[1.0, -0.6], [0.0, -0.8]])
+    np.testing.assert_allclose(parts.cosines, [[1.0, -0.6], [0.0, -0.8]], rtol=1e-6)
     assert parts.best_frame.tolist() == [0, 0]
     assert parts.best_word.tolist() == [0, 0]
-    np.testing.assert_allclose(parts.word_parts, [0.375, 0.0])
-    np.testing.assert_allclose(parts.frame_parts, [0.25, -0.15])
+    np.testing.assert_allclose(parts.word_parts, [0.375, 0.0], rtol=1e-6)
+    np.testing.assert_allclose(parts.frame_parts, [0.25, -0.15], rtol=1e-6)
     assert parts.score == pytest.approx(0.475)
     # padded words count as cosine 0, which the second frame prefers to -0.6
     np.testing.assert_allclose(
@@ -92,11 +92,11 @@ def test_parts_of_whole_words_by_hand():
         frame_parts=torch.tensor([0.225, 0.2]),
     )
     words = merge_tokens(tokens, [("a", [0]), ("skateboarder", [1, 2])])
-    np.testing.assert_allclose(words.cosines, [[0.1, 0.2], [0.9, 0.8]])
+    np.testing.assert_allclose(words.cosines, [[0.1, 0.2], [0.9, 0.8]], rtol=1e-6)
     assert words.text_weights.tolist() == [0.5, 0.5]
     assert words.best_frame.tolist() == [1, 1]
     assert words.best_word.tolist() == [1, 1]
-    np.testing.assert_allclose(words.word_parts, [0.05, 0.20625])
+    np.testing.assert_allclose(words.word_parts, [0.05, 0.20625], rtol=1e-6)
     assert words.score == pytest.approx(tokens.score)
     assert words.frame_parts is tokens.frame_parts and words.video_weights is tokens.video_weights
 
