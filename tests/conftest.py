@@ -15,21 +15,21 @@ SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
 
 def pytest_collection_modifyitems(config, items) -> None:
-    """Where several workers share the tests, the long ones come first: short ones fill the gaps at the end."""
+    """Run the long tests first when several workers share them, so that short ones fill the gaps at the end."""
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: not {"slow", "faults"} & {mark.name for mark in item.iter_markers()})
 
 
 @pytest.fixture(scope="session", autouse=True)
-def interrupts_are_heard():
-    """A shell script starts what it puts into the background deaf to SIGINT, and so would be all that tests start."""
+def sigint_is_not_ignored():
+    """Restore the handler of SIGINT: a shell script's background processes ignore it, and so would their children."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
-def no_log_outlives_its_folder():
-    """A run in this process leaves its log.txt open, whose folder is removed after the test."""
+def close_log_files():
+    """Close the log.txt that a run in this process leaves open before its folder is removed."""
     yield
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if type(handler) is logging.FileHandler]:
@@ -39,7 +39,7 @@ def no_log_outlives_its_folder():
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """Mounts a file system of a size such as "64k", or gives it another one; skips where none can be mounted."""
+    """Return a function that mounts or resizes a file system of a size such as "64k"; skip if mounting fails."""
     mounted = tmp_path / "disk"
     mounted.mkdir()
 
@@ -59,26 +59,26 @@ def small_disk(tmp_path):
 
 @pytest.fixture(scope="session")
 def golden_small() -> dict:
-    """Tokens, metrics and BertAdam steps of the reference implementations."""
+    """Return the reference implementations' tokens, metrics and BertAdam steps."""
     return json.loads((GOLDEN / "peer_small.json").read_text())
 
 
 @pytest.fixture(scope="session")
 def golden_frames() -> dict:
-    """Frame counts, chosen frames and sha256 of the pixels of the real clips."""
+    """Return frame counts, sampled frames and the sha256 of the pixels of the real clips."""
     return json.loads((GOLDEN / "peer_frames.json").read_text())
 
 
 @pytest.fixture(scope="session")
 def golden_parity() -> dict[str, np.ndarray]:
-    """Inputs, weights, outputs and gradient norms of the reference models."""
+    """Return inputs, weights, outputs and gradient norms of the reference models."""
     with np.load(GOLDEN / "peer_parity.npz") as archive:
         return {name: archive[name] for name in archive.files}
 
 
 @pytest.fixture(scope="session")
 def real_clips() -> Path:
-    """Folder of the real clips; skips where the checkout has no shared data beside it."""
+    """Return the folder of the real clips; skip if the checkout has no shared data beside it."""
     folder = SHARED_DATA / "real_clips"
     if not folder.is_dir():
         pytest.skip(f"the real clips are not part of the repository and {folder} does not exist")
@@ -87,7 +87,7 @@ def real_clips() -> Path:
 
 @pytest.fixture(scope="session")
 def real_annotations() -> Path:
-    """Folder of the real, full-size annotation files; skips where it is absent."""
+    """Return the folder of the real, full-size annotation files; skip if it is absent."""
     folder = SHARED_DATA / "annotations"
     if not folder.is_dir():
         pytest.skip(f"the real annotation files are not part of the repository and {folder} does not exist")

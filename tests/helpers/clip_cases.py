@@ -1,4 +1,4 @@
-"""A tiny CLIP in OpenAI's form: its weights, the names of its layers, and which of them freeze."""
+"""A tiny CLIP with OpenAI's keys: its weights, the names of its layers, and which of them are frozen."""
 
 from types import SimpleNamespace
 
@@ -15,7 +15,7 @@ BLOCK_KEYS = (
 
 
 def tiny_clip(**sizes: int) -> dict[str, torch.Tensor]:
-    """OpenAI's keys; two blocks in the vision tower and one in the text tower, whose width is the joint width."""
+    """Return weights with OpenAI's keys: two vision blocks and one text block, whose width is the joint width."""
     defaults = {
         "embed_dim": WIDTH, "vision_width": 64, "vision_layers": 2, "patch_size": 8, "image_size": 16,
         "text_width": WIDTH, "text_layers": 1, "context_length": POSITIONS, "vocabulary_size": VOCABULARY,

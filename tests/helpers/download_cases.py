@@ -1,4 +1,4 @@
-"""What the tests of downloads share: an http server that does as it is told, and checks of cache and messages."""
+"""For the tests of downloads: an HTTP server with given answers, and checks of the cache and the messages."""
 
 import ssl
 import threading
@@ -16,7 +16,7 @@ CONDITIONS = ("If-Range", "If-Match")  # of http and of S3
 
 
 class Server:
-    """An http server whose answers are a list of dictionaries; the last one is repeated.
+    """An HTTP server whose answers are a list of dictionaries; the last one is repeated.
 
     An answer with "ranges" keeps to the headers Range and If-Range; the others take no notice of them.
     """
@@ -70,7 +70,7 @@ class Server:
 
 @contextmanager
 def running_server(monkeypatch, certificate=None) -> Iterator[Server]:
-    """A server, https:// with a certificate file; requests and boto3 go to it directly, and do not pause to retry."""
+    """Start a server (HTTPS if given a certificate file) that requests and boto3 use directly and retry at once."""
     monkeypatch.setattr(file_utils, "RETRY_SECONDS", (0.0, 0.0, 0.0))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     server = Server(certificate)
@@ -79,14 +79,14 @@ def running_server(monkeypatch, certificate=None) -> Iterator[Server]:
 
 
 def check_cache(cache: Path, copies: int) -> None:
-    """Exactly so many files, every one of them whole."""
+    """Assert that the cache holds this many files, each of them whole."""
     files = sorted(cache.iterdir())
     assert len(files) == copies, files
     assert not [file for file in files if file.name.endswith(".partial")]
 
 
 def check_no_secret(caught) -> None:
-    """Neither in the message nor in the traceback that a user would paste into an issue."""
+    """Assert that neither the message nor the traceback, which a user may paste into an issue, holds the secret."""
     assert SECRET not in "".join(traceback.format_exception_only(caught.value))
     cause = caught.value.__cause__ or (None if caught.value.__suppress_context__ else caught.value.__context__)
     assert cause is None or SECRET not in str(cause)

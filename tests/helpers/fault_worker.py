@@ -1,7 +1,8 @@
-"""Ranks of a training, forked from one process that has imported everything, so that a kill costs no import.
+"""Ranks of a training, forked from one process that has imported everything, so that a restart imports nothing.
 
-A fault is a dict: `target` names a function ("os.replace"), and at its `call`-th call with an argument that holds
-`match`, on `rank` (None: every one), the rank does `action`: it dies, raises, or sends itself a signal.
+A fault is a dict. On `rank` (None: on every rank), the `call`-th call of the function named by `target`
+("os.replace") with an argument that contains `match` triggers `action`: "stick" sleeps, "raise" raises, "poison"
+multiplies the result by infinity, and a number is a signal that the rank sends itself.
 """
 
 import json
@@ -30,7 +31,7 @@ LAUNCHER_GRACE = 30  # torchrun's, between its SIGTERM and its SIGKILL
 
 
 def install(fault: dict, rank: int) -> None:
-    """Replace the fault's target in this process by one that counts its calls."""
+    """Replace the fault's target in this process by a function that counts its calls."""
     if fault.get("rank", 0) not in (None, rank):
         return
     original = pkgutil.resolve_name(fault["target"])
@@ -52,7 +53,7 @@ def install(fault: dict, rank: int) -> None:
 
 
 def act(fault: dict) -> None:
-    """What goes wrong."""
+    """Do the fault's action."""
     if fault["action"] == "stick":
         time.sleep(10 * TIME_LIMIT)
     if fault["action"] == "raise":
@@ -63,7 +64,7 @@ def act(fault: dict) -> None:
 
 
 def run_rank(rank: int, world_size: int, port: int, flags: list[str], log: str, fault: dict | None) -> None:
-    """One rank, as a launcher starts it; `world_size` 0 is a process without a launcher."""
+    """Run one rank as a launcher starts it; `world_size` 0 is a process without a launcher."""
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -73,14 +74,14 @@ def run_rank(rank: int, world_size: int, port: int, flags: list[str], log: str, 
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         }  # fmt: skip
-    util.ECHO_SECONDS = 0.1  # no launcher looks which rank failed first
+    util.ECHO_SECONDS = 0.1  # no launcher is there to find out which rank failed first
     if fault is not None:
         install(fault, rank)
     main_task_retrieval.main(flags)
 
 
 def main() -> None:
-    """What `torchrun -m tests.helpers.fault_worker FLAGS` starts: a rank with the fault of the environment's FAULT."""
+    """Run a rank with the fault in the environment variable FAULT: `torchrun -m tests.helpers.fault_worker FLAGS`."""
     fault = json.loads(os.environ.get("FAULT", "null"))
     if fault is not None:
         install(fault, int(os.environ.get("RANK", 0)))
@@ -88,7 +89,7 @@ def main() -> None:
 
 
 class Ranks:
-    """Processes of one training; `wait` does what a launcher does when a rank is lost."""
+    """The processes of one training; `wait` acts as a launcher does when a rank is lost."""
 
     def __init__(self, world_size: int, flags: list[str], logs: Path, fault: dict | None = None):
         context = multiprocessing.get_context("forkserver")
@@ -106,13 +107,13 @@ class Ranks:
             process.start()
 
     def signal(self, number: int, rank: int | None = None) -> None:
-        """Send a signal to one rank, or to all that are alive."""
+        """Send a signal to one rank, or to all that are running."""
         for process in self.processes if rank is None else [self.processes[rank]]:
             if process.is_alive():
                 os.kill(process.pid, number)
 
     def wait(self) -> list[int]:
-        """The exit codes of all; once one has failed the others are told to stop, and killed where they do not."""
+        """Return the exit codes; after the first failure the others get SIGTERM, then SIGKILL if they do not end."""
         limit = time.monotonic() + TIME_LIMIT
         while any(process.is_alive() for process in self.processes):
             if any(process.exitcode for process in self.processes):
@@ -131,7 +132,7 @@ class Ranks:
         return codes
 
     def text(self) -> str:
-        """What all ranks have printed."""
+        """Return what all ranks have printed."""
         return "\n".join(log.read_text() for log in self.logs)
 
 

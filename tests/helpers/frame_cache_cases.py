@@ -1,4 +1,4 @@
-"""What the tests of the frame cache share: a fake extractor that counts, and reading in other processes."""
+"""For the tests of the frame cache: a fake extractor that logs its decodings, and reading in other processes."""
 
 import logging
 import zlib
@@ -10,7 +10,7 @@ from dataloaders.frame_cache import FrameCache
 
 
 class FakeExtractor:
-    """Frames of noise that the file's bytes and every setting decide; each decoding adds a line to `log`."""
+    """An extractor of noise that depends on the file's bytes and every setting; each decoding adds a line to `log`."""
 
     def __init__(self, log, size: int = 4, framerate: int = 1):
         self.log = Path(log)
@@ -61,7 +61,7 @@ def warnings_in(caplog) -> list[str]:
 
 
 def read_in_process(cache: FrameCache, paths: list[Path], barrier=None) -> None:
-    """Reads all paths several times; wrong frames end the process with an error."""
+    """Read all paths several times; wrong frames end the process with an error."""
     if barrier is not None:
         barrier.wait()
     for path in paths * 3:

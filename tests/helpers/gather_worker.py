@@ -1,8 +1,8 @@
-"""Run by test_distributed under a real launcher: training steps of golden weights on this rank's share of the batch.
+"""Training steps of golden weights on this rank's share of the batch; test_distributed starts it with a launcher.
 
-For every run its loss, its gradients after the mean over the ranks, and its collectives; and what the gathers return.
-All goes to FOLDER/rank{rank}.pt. Computed in double precision: in float32 these gradients differ by several 1e-6 with
-the order of sums alone, and a small mistake would hide there.
+For every run, FOLDER/rank{rank}.pt receives the loss, the gradients after the mean over the ranks, the collectives,
+and the results of the gathers. Everything is computed in double precision: in float32 the order of sums alone changes
+these gradients by several 1e-6, which would hide a small mistake.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from tests.helpers.golden_cases import load_case, load_inputs
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One training step: a golden case, flags, and the pairs that the gradient cache encodes at once (0: by DDP)."""
+    """One training step: a golden case, flags, and the gradient cache's chunk of pairs (0: DDP without the cache)."""
 
     case: str
     gather: str = "published"
@@ -41,19 +41,19 @@ class Run:
 
 
 def double_inputs(golden: dict[str, np.ndarray]) -> list[torch.Tensor]:
-    """The golden inputs with frames in double precision."""
+    """Return the golden inputs with frames in double precision."""
     return [tensor.double() if tensor.is_floating_point() else tensor for tensor in load_inputs(golden)]
 
 
 def collectives(recorded: profile) -> dict[str, int]:
-    """How often each of c10d's operations ran."""
+    """Count the calls of each c10d operation."""
     names = (event.name for event in recorded.events())
     return dict(Counter(name.removeprefix("c10d::") for name in names if name.startswith("c10d::")))
 
 
 def training_step(run: Run, golden: dict[str, np.ndarray], process: util.Process) -> dict:
-    """Loss, gradients, collectives, and the tokens that CDCR drew."""
-    torch.manual_seed(process.rank)  # whatever must agree over the ranks may not rest on equal seeds
+    """Return the loss, the gradients, the collectives, and the tokens that CDCR drew."""
+    torch.manual_seed(process.rank)  # what must agree over the ranks must not depend on equal seeds
     model, drawn = run.model(golden), []
     draw = heads.one_random_token
     heads.one_random_token = lambda mask: drawn.append(draw(mask)) or drawn[-1]
@@ -77,7 +77,7 @@ def training_step(run: Run, golden: dict[str, np.ndarray], process: util.Process
 
 
 def gathers(rank: int, processes: int) -> dict:
-    """What each gather makes of small numbers."""
+    """Return the results of each gather for small numbers."""
     number = torch.full((2, 1), float(rank), requires_grad=True)
     gathered = distributed.all_gather(number)
     (gathered * torch.arange(1.0, len(gathered) + 1)[:, None]).sum().backward()
@@ -102,7 +102,7 @@ def gathers(rank: int, processes: int) -> dict:
 
 
 def averaged(rank: int) -> list[torch.Tensor | None]:
-    """The means of gradients that differ over the ranks: 2r, none on rank 0, none at all, near float16's largest."""
+    """Average gradients that differ over the ranks: 2r, missing on rank 0, missing, near the largest float16."""
     parameters = [torch.nn.Parameter(torch.zeros(2, 3, dtype=dtype)) for dtype in 3 * [torch.float32] + [torch.float16]]
     parameters.append(torch.nn.Parameter(torch.zeros(1), requires_grad=False))
     parameters[0].grad = torch.full((3, 2), 2.0 * rank).T
@@ -114,7 +114,7 @@ def averaged(rank: int) -> list[torch.Tensor | None]:
 
 def main(folder: str, runs: str) -> None:
     torch.set_num_threads(1)
-    torch.Tensor.float = torch.Tensor.double  # features and losses are otherwise taken to float32
+    torch.Tensor.float = torch.Tensor.double  # the model otherwise casts features and losses to float32
     with np.load(Path(__file__).parents[1] / "golden" / "peer_parity.npz") as archive:
         golden = {name: archive[name] for name in archive.files}
     with util.distributed_process() as process:

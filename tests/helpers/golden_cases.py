@@ -1,4 +1,4 @@
-"""The cases of golden/peer_parity.npz as this project's flags and weights."""
+"""The cases of golden/peer_parity.npz as flags and weights of this project."""
 
 import json
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class GoldenCase:
     gradient_norms: dict[str, float]
 
     def model(self) -> CLIP4Clip:
-        """The model with the case's weights; dropout is off, as it was for the reference numbers."""
+        """Return the model with the case's weights, without dropout: the reference numbers are computed without it."""
         model = CLIP4Clip.from_pretrained("cross-base", state_dict=self.state_dict, task_config=self.task_config)
         for module in model.modules():
             if isinstance(module, nn.Dropout):
@@ -35,7 +35,7 @@ class GoldenCase:
 
 
 def load_case(archive: dict[str, np.ndarray], name: str) -> GoldenCase:
-    """The case `name` of the archive."""
+    """Return the case `name` of the archive."""
     flags = next(case for case in json.loads(str(archive["cases"])) if case["name"] == name)
     is_drl = flags["peer"] == "DRL"
     agg_module = flags.get("agg_module", "none")
@@ -68,7 +68,7 @@ def load_case(archive: dict[str, np.ndarray], name: str) -> GoldenCase:
 
 
 def load_inputs(archive: dict[str, np.ndarray]) -> tuple[torch.Tensor, ...]:
-    """input_ids, segment_ids, attention_mask, video, video_mask: the order of `CLIP4Clip.forward`."""
+    """Return input_ids, segment_ids, attention_mask, video, video_mask, in the order of `CLIP4Clip.forward`."""
     inputs = tensors_below(archive, "in/")
     return tuple(inputs[key] for key in ("input_ids", "segment_ids", "attention_mask", "video", "video_mask"))
 

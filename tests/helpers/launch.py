@@ -1,4 +1,4 @@
-"""Start real processes as a user would."""
+"""Start processes from the command line, as a user does."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def run_python(*arguments, timeout: float = 300, **environment) -> subprocess.CompletedProcess:
-    """`python ARGUMENTS` from the repository's root without a GPU; the result holds stdout and stderr as text."""
+    """Run `python ARGUMENTS` in the repository's root without a GPU; the result holds stdout and stderr as text."""
     inherited = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
@@ -31,19 +31,19 @@ def run_python(*arguments, timeout: float = 300, **environment) -> subprocess.Co
 
 
 def launcher(name: str, processes: int) -> list[str]:
-    """Arguments of `python` that start a script in several processes by `torchrun` or `torch.distributed.launch`."""
+    """Return the arguments of `python` for `torchrun` or `torch.distributed.launch` with this many processes."""
     if name == "torchrun":
         return ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     return ["-m", "torch.distributed.launch", f"--nproc_per_node={processes}", f"--master_port={free_port()}"]
 
 
 def free_port() -> int:
-    """A port that nothing listens on, and that the system gives to no outgoing connection before it is used.
+    """Return a free port outside the range from which the system takes those of outgoing connections.
 
-    Linux takes those from 32768 on. Drawn without a seed, so that tests that run at once draw different ones.
+    On Linux that range begins at 32768. The port is drawn without a seed, so that concurrent tests draw different ones.
     """
     for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
         with socket.socket() as listener, contextlib.suppress(OSError):
             listener.bind(("127.0.0.1", port))
             return port
-    raise RuntimeError("100 ports are taken")
+    raise RuntimeError("none of 100 random ports from 20000 to 31999 is free")

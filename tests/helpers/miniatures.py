@@ -1,4 +1,4 @@
-"""A miniature of each data set in its own form, made from the videos and captions of the miniature MSR-VTT."""
+"""Miniatures of all data sets in their own file formats, made from the miniature MSR-VTT."""
 
 import csv
 import json
@@ -13,7 +13,7 @@ from scripts.miniature.msrvtt import MiniMsrvtt
 
 @dataclass(frozen=True)
 class Clip:
-    """A video of the miniature: its file, its captions, and its length in seconds."""
+    """One video of the miniature: its file, its captions, and its length in seconds."""
 
     file: Path
     captions: tuple[str, ...]
@@ -21,7 +21,7 @@ class Clip:
 
 
 def read_clips(mini: MiniMsrvtt) -> dict[str, list[Clip]]:
-    """The clips of the training and of the test split."""
+    """Read the clips of the training split and of the test split."""
     content = json.loads(mini.data.read_text())
     captions: dict[str, list[str]] = {}
     for sentence in content["sentences"]:
@@ -35,7 +35,7 @@ def read_clips(mini: MiniMsrvtt) -> dict[str, list[Clip]]:
 
 
 def write_miniature(data_type: str, mini: MiniMsrvtt, folder: Path) -> list[str]:
-    """Writes annotations and videos to `folder` as the data set keeps them; returns the flags that read them."""
+    """Write annotations and videos to `folder` in the data set's format; return the flags that read them."""
     clips = read_clips(mini)
     (folder / "videos").mkdir(parents=True)
     data_path = WRITERS[data_type](folder, {**clips, "val": clips["test"]})

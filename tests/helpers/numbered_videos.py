@@ -1,4 +1,4 @@
-"""Videos whose frames bear their number, written by PyAV and read by OpenCV."""
+"""Videos whose frames show their own number, written by PyAV and read by OpenCV."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -12,14 +12,14 @@ MILLISECOND = Fraction(1, 1000)
 
 
 def numbered_picture(number: int, width: int, height: int) -> np.ndarray:
-    """(H, W, 3): the binary digits of `number` as white and black bars, the lowest at the left."""
+    """Return an (H, W, 3) frame with the binary digits of `number` as white and black bars, the lowest at the left."""
     bars = [235 if number >> bit & 1 else 20 for bit in range(BITS)]
     columns = np.arange(width) * BITS // width
     return np.broadcast_to(np.array(bars, np.uint8)[columns][None, :, None], (height, width, 3)).copy()
 
 
 def read_numbers(path: Path) -> list[int]:
-    """The number of every frame as OpenCV shows it; (H, W) may be any size."""
+    """Read the number of every frame with OpenCV; frames may have any size."""
     capture, numbers = cv2.VideoCapture(str(path)), []
     while True:
         readable, picture = capture.read()

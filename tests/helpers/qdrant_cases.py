@@ -51,6 +51,6 @@ def random_videos(count: int) -> dict[str, VideoVectors]:
 
 
 def same(one: VideoVectors, other: VideoVectors) -> bool:
-    """True where every array is equal to the last bit, and of the same type."""
+    """Return whether all arrays are equal, bit for bit and in type."""
     pairs = [(getattr(one, name), getattr(other, name)) for name in VideoVectors.__dataclass_fields__]
     return all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in pairs)

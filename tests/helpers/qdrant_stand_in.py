@@ -14,7 +14,7 @@ from qdrant_client import QdrantClient, models
 
 
 class StandIn(ThreadingHTTPServer):
-    """What it was asked is in `requests`; `answers` (status, body) are given first, in place of the real ones."""
+    """Record `requests`; `answers` (status, body) are sent first, in place of the real ones."""
 
     daemon_threads = True
 
@@ -87,7 +87,7 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_PUT = do_POST = do_PATCH = handle_any
 
     def log_message(self, *arguments: object) -> None:
-        """Nothing: the tests read `requests`."""
+        """Log nothing: the tests read `requests`."""
 
 
 @contextmanager

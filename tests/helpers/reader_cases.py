@@ -1,4 +1,4 @@
-"""What the tests of all readers need: annotation files on disk, and empty files as videos."""
+"""Annotation files on disk and empty files as videos, for the tests of the readers."""
 
 import sys
 from argparse import Namespace
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def touch(folder: Path, *names: str) -> None:
-    """Empty files, in folders of their own where the name has any."""
+    """Create empty files, and the folders that their names contain."""
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -16,7 +16,7 @@ def touch(folder: Path, *names: str) -> None:
 
 
 def data_set(folder: Path, files: dict[str, str | bytes], videos: list[str]) -> Namespace:
-    """Writes annotation files to `folder` and empty videos below it; returns the flags that name both."""
+    """Write annotation files to `folder` and empty videos below it; return the flags that name both."""
     for name, content in files.items():
         (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
     (folder / "videos").mkdir(exist_ok=True)
@@ -25,7 +25,7 @@ def data_set(folder: Path, files: dict[str, str | bytes], videos: list[str]) -> 
 
 
 def calls_of(function: Callable[[], object]) -> int:
-    """Return how many calls the function makes in this thread, of Python's functions and of C's."""
+    """Return the number of calls, of Python and of C functions, that `function` makes in this thread."""
     counted = Counter()
     sys.setprofile(lambda frame, event, argument: counted.update([event]))
     try:

@@ -1,4 +1,4 @@
-"""For the tests of an index: files, vectors that follow from what these hold, and small models of every head."""
+"""For the tests of an index: files, vectors computed from their bytes, and small models of every head."""
 
 import hashlib
 from pathlib import Path
@@ -20,7 +20,7 @@ WIDTH = 8
 
 
 def vectors_of(content: bytes) -> VideoVectors:
-    """One video of 1 to 4 frames; only files of the same content have the same."""
+    """Return the vectors of one video of 1 to 4 frames, equal only for files of equal content."""
     random = np.random.default_rng(list(hashlib.sha256(content).digest()))
     count = int(random.integers(1, 5))
     frames, pooled = random.standard_normal((count, WIDTH)), random.standard_normal((1, WIDTH))
@@ -32,7 +32,7 @@ def vectors_of(content: bytes) -> VideoVectors:
 
 
 class FakeEncoder:
-    """Gives `vectors_of` files; those whose content begins with "bad" are bad. `calls` are the names that it read.
+    """Return `vectors_of` files; those that begin with "bad" are unreadable. `calls` lists the names that it read.
 
     Files whose content begins with "shut" cannot be opened while `is_disk_broken`.
     """
@@ -56,13 +56,13 @@ class FakeEncoder:
                 yield path, vectors_of(content)
 
     def calls_since(self) -> list[str]:
-        """The names that were read since this was asked last, sorted."""
+        """Return the names that were read since the last call, sorted."""
         calls, self.calls = sorted(self.calls), []
         return calls
 
 
 def write_videos(folder: Path) -> Path:
-    """Seven files whose names are those of videos, and one other."""
+    """Write seven files with the names of videos, and one other."""
     contents = {f"{name}.mp4": f"content of {name}" for name in "abcdef"}
     return write_files(folder, {**contents, "deep/er/g.MKV": "g", "notes.txt": "no video"})
 
@@ -79,13 +79,13 @@ def encoder() -> FakeEncoder:
 
 @pytest.fixture
 def made(tmp_path, videos, encoder) -> Path:
-    """The index of the seven videos."""
+    """Return the index of the seven videos."""
     run_update(tmp_path / "index", videos, encoder)
     return tmp_path / "index"
 
 
 def write_files(folder: Path, contents: dict[str, str]) -> Path:
-    """Files by their path below the folder."""
+    """Return the content of all files by their path below the folder."""
     for path, content in contents.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(content)
@@ -93,7 +93,7 @@ def write_files(folder: Path, contents: dict[str, str]) -> Path:
 
 
 def write_checkpoint(folder: Path, sim_header: str, agg_module: str = "none", **flags) -> dict:
-    """A checkpoint of random weights with its CLIP, of width 32; the flags that name and fit it."""
+    """Write a checkpoint of random weights and its CLIP of width 32; return the flags that name and fit them."""
     clip = folder / "clip.pt"
     if not clip.exists():
         weights = tiny_clip_state_dict(
@@ -129,7 +129,7 @@ def counts(summary: indexing.Summary) -> tuple[int, ...]:
 
 
 def check_index(index: Path, folder: Path) -> None:
-    """The index opens, and has the vectors of exactly the good videos below the folder, to the bit."""
+    """Assert that the index opens and has, bit for bit, the vectors of the readable videos below the folder."""
     store = IndexReader.open(index)
     expected = {
         path: vectors_of((folder / path).read_bytes())

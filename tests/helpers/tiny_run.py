@@ -1,4 +1,4 @@
-"""The smallest data and model that every part of a run works on, and the flags that name them."""
+"""The smallest data set and model that every part of a run works with, and the flags that name them."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from scripts.miniature.tiny_clip import tiny_clip_state_dict
 
 
 def write_tiny_run(folder: Path, train_videos: int = 24, test_videos: int = 9, captions_per_video: int = 3) -> Path:
-    """The miniature of MSR-VTT in `data/`, real mp4 files, and a CLIP of width 32 in `clip.pt`; returns the folder."""
+    """Write a miniature MSR-VTT with mp4 files to `data/` and a CLIP of width 32 to `clip.pt`; return the folder."""
     write_mini_msrvtt(
         folder / "data", train_videos=train_videos, test_videos=test_videos, captions_per_video=captions_per_video
     )
@@ -21,7 +21,7 @@ def write_tiny_run(folder: Path, train_videos: int = 24, test_videos: int = 9, c
 
 
 def data_flags(folder: Path) -> list[str]:
-    """The flags that a training and an evaluation on it have in common."""
+    """Return the flags that training and evaluation on this data have in common."""
     data = folder / "data"
     return [
         "--train_csv", str(data / "MSRVTT_train.csv"), "--val_csv", str(data / "MSRVTT_test.csv"),

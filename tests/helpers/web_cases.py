@@ -1,4 +1,4 @@
-"""Videos that browsers play, and a search over them whose results follow from the query by counting letters."""
+"""Videos that browsers play, and a fake search over them that counts the letters of the query."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ FPS = 8
 
 
 def write_clip(path: Path, seed: int, seconds: int = 3, codec: str = "libx264", size: int = 96) -> Path:
-    """A shape in motion in every second, each of another kind and colour."""
+    """Write a video with a moving shape in every second, each of another kind and colour."""
     colours, shapes = list(COLOURS), list(SHAPES)
     segments = [
         Segment(second, second + 1, colours[(seed + second) % 8], shapes[(seed + second) % 6], "left")
@@ -48,7 +48,7 @@ class FakeStore:
 
 
 class FakeSearch:
-    """Finds all videos, in the order of their names; the weights are made of the lengths of words and of numbers."""
+    """A search that finds all videos, ordered by name; the weights come from the lengths of words and from numbers."""
 
     def __init__(self, folder: Path):
         self.store = FakeStore(folder)
