@@ -152,6 +152,16 @@ def losses_of(output: Path) -> list[float]:
     return [float(loss) for loss in re.findall(r", Loss: ([\d.]+), ", log_of(output))]
 
 
+WTI = ("--sim_header", "wti", "--agg_module", "seqTransf")
+
+
+@pytest.fixture(scope="module")
+def plain_float32(folder) -> Path:
+    """The output folder of a training in float32 without gradient cache or checkpointing."""
+    main_task_retrieval.main(train_flags(folder, folder / "plain", *WTI))
+    return folder / "plain"
+
+
 @pytest.mark.parametrize(
     ("flags", "tolerance"),
     [
@@ -162,15 +172,13 @@ def losses_of(output: Path) -> list[float]:
         (("--precision", "bf16", "--grad_cache_chunk", "5", "--grad_checkpointing"), 0.02),
     ],
 )
-def test_other_ways_to_the_same_training(folder, tmp_path, flags, tolerance):
+def test_other_ways_to_the_same_training(folder, tmp_path, plain_float32, flags, tolerance):
     """The losses of the steps are those of plain float32, as far as the numbers reach; the checkpoint evaluates."""
-    head = ["--sim_header", "wti", "--agg_module", "seqTransf"]
-    main_task_retrieval.main(train_flags(folder, tmp_path / "plain", *head))
-    main_task_retrieval.main(train_flags(folder, tmp_path / "other", *head, *flags))
-    assert losses_of(tmp_path / "other") == pytest.approx(losses_of(tmp_path / "plain"), rel=tolerance)
+    main_task_retrieval.main(train_flags(folder, tmp_path / "other", *WTI, *flags))
+    assert losses_of(tmp_path / "other") == pytest.approx(losses_of(plain_float32), rel=tolerance)
     precision = [] if "--precision" not in flags else flags[:2]
     checkpoint = model_path(tmp_path / "other", 1)
-    main_task_retrieval.main(eval_flags(folder, tmp_path / "eval", checkpoint, *head, *precision))
+    main_task_retrieval.main(eval_flags(folder, tmp_path / "eval", checkpoint, *WTI, *precision))
     assert results_of(tmp_path / "eval") == results_of(tmp_path / "other")
     if precision:
         activations = {"bf16": "bfloat16", "fp16": "float16"}[precision[1]]
