@@ -272,7 +272,7 @@ def test_a_row_without_figures_points_to_its_source():
 def test_bad_figures_and_a_run_without_results_are_errors(tmp_path):
     with pytest.raises(SystemExit, match="recipe_table: figures are .*46.6/73.4"):
         print_table(["--published", "WTI", "DRL", "46.6/73.4", ""])
-    with pytest.raises(SystemExit, match=f"recipe_table: {tmp_path} .*metrics.json"):
+    with pytest.raises(SystemExit, match=f"recipe_table: {tmp_path}.*metrics.json"):
         print_table(["--published", "WTI", "DRL", "", "", "--run", str(tmp_path)])
 
 
