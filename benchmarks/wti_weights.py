@@ -1,10 +1,9 @@
-"""Measures what trained weights look at, on the test videos of a miniature, whose truth is known.
+"""Measure what trained weights look at, on the test videos of a miniature, whose truth is known.
 
     python -m benchmarks.wti_weights --init_model runs/wti/pytorch_model.bin.19 --data runs/mini_msrvtt
 
-Prints a Markdown table: the mean weight of frames that show a shape and of frames that show nothing, and of the kinds
-of words in all captions of these videos. A weight is given as a multiple of what it would be if all frames of the
-video, or all tokens of the caption, weighed the same: 1.0 says nothing, 2.0 is twice the token's share.
+Print a Markdown table: the mean weight of frames with and without a shape, and of the kinds of words in all captions of
+these videos. A weight is a multiple of the uniform weight over the frames of the video or the tokens of the caption.
 """
 
 import argparse
@@ -30,33 +29,36 @@ COLOUR, SHAPE, MOTION = "colours", "shapes", "motions"
 EARLY_FILLER, LATE_FILLER = "filler words before the first of these", "filler words after it"
 KINDS = (INFORMATIVE, EMPTY, COLOUR, SHAPE, MOTION, EARLY_FILLER, LATE_FILLER, START_WORD, END_WORD)
 
-# in the phrases of MOTIONS, but said elsewhere in the captions too, or without a motion in their meaning
+# in the phrases of MOTIONS, but also elsewhere in the captions, or without a motion in their meaning
 FUNCTION_WORDS = {"to", "the", "and", "at", "all", "does", "not", "gets", "side", "itself"}
 
 Sample = list[tuple[str, float]]  # kind and weight of each frame of a video, or of each token of a caption
 
 
 def motion_words() -> set[str]:
-    """The words by which captions tell motions."""
+    """Return the words that describe motions in captions."""
     return {word for phrases in MOTIONS.values() for phrase in phrases for word in phrase.split()} - FUNCTION_WORDS
 
 
 def kinds_of_frames(segments: Sequence[dict], seconds: Sequence[float]) -> list[str]:
-    """What a video with these entries of segments.json shows at each of these seconds; ValueError behind its end."""
+    """Return the kind of frame at each second of a video with these entries of segments.json.
+
+    Raises ValueError for a second after the end of the video.
+    """
     kinds = []
     for second in seconds:
         shown = [part for part in segments if part["start"] <= second < part["end"]]
         if not shown:
-            raise ValueError(f"segments.json tells nothing of second {second} of a video: it is of other videos")
+            raise ValueError(f"segments.json has no entry for second {second} of a video: it belongs to other videos")
         kinds.append(INFORMATIVE if shown[0]["colour"] else EMPTY)
     return kinds
 
 
 def kinds_of_tokens(tokens: Sequence[str]) -> list[str]:
-    """The kind of the word that each token belongs to; punctuation is filler.
+    """Return the kind of the word that each token belongs to; punctuation is filler.
 
-    Filler is told apart by its place, since a token of CLIP's causal text tower knows only what comes before it: early
-    filler can carry no content, late filler can.
+    Filler is separated by its place, since a token of CLIP's causal text tower attends only to earlier tokens: early
+    filler cannot carry content, late filler can.
     """
     kinds, filler = [], EARLY_FILLER
     for word, places in whole_words(tokens):
@@ -71,12 +73,12 @@ def kinds_of_tokens(tokens: Sequence[str]) -> list[str]:
 
 
 def sample_of(packed: PackedTokens, kinds: Sequence[str]) -> Sample:
-    """The weights of one text or video, as multiples of 1 / their number."""
+    """Return the weights of one text or video, as multiples of 1 / their number."""
     return list(zip(kinds, (packed.weights * len(kinds)).tolist(), strict=True))
 
 
 def video_samples(model: CLIP4Clip, flags: argparse.Namespace, data: Path) -> Iterator[Sample]:
-    """One for each test video of a miniature."""
+    """Yield one sample per test video of a miniature."""
     segments = read_json(data / "segments.json")
     for video_id in held_out_videos(data):
         _, seconds, packed = read_video(model, flags, data / "videos" / f"{video_id}.mp4")
@@ -84,7 +86,7 @@ def video_samples(model: CLIP4Clip, flags: argparse.Namespace, data: Path) -> It
 
 
 def caption_samples(model: CLIP4Clip, data: Path) -> Iterator[Sample]:
-    """One for each caption of the test videos."""
+    """Yield one sample per caption of the test videos."""
     tokenizer, videos = SimpleTokenizer(), set(held_out_videos(data))
     for sentence in read_json(data / "MSRVTT_data.json")["sentences"]:
         if sentence["video_id"] in videos:
@@ -93,7 +95,7 @@ def caption_samples(model: CLIP4Clip, data: Path) -> Iterator[Sample]:
 
 
 def held_out_videos(data: Path) -> list[str]:
-    """The ids of the held-out videos."""
+    """Return the ids of the test videos."""
     return [video["video_id"] for video in read_json(data / "MSRVTT_data.json")["videos"] if video["split"] == "test"]
 
 
@@ -102,7 +104,7 @@ def read_json(path: Path):
 
 
 def mean_weights(samples: Sequence[Sample]) -> dict[str, tuple[float, int]]:
-    """Mean weight and number of the items of each kind, over all samples together."""
+    """Return the mean weight and the number of items of each kind, over all samples together."""
     weights = defaultdict(list)
     for kind, weight in (item for sample in samples for item in sample):
         weights[kind].append(weight)
@@ -110,7 +112,7 @@ def mean_weights(samples: Sequence[Sample]) -> dict[str, tuple[float, int]]:
 
 
 def in_order(samples: Sequence[Sample], heavy: Sequence[str], light: Sequence[str]) -> tuple[int, int]:
-    """In how many samples items of the heavy kinds weigh more on average than those of the light ones, and of how many.
+    """Return in how many samples the heavy kinds weigh more on average than the light ones, and of how many.
 
     Samples that lack either do not count.
     """
@@ -123,7 +125,7 @@ def in_order(samples: Sequence[Sample], heavy: Sequence[str], light: Sequence[st
 
 
 def report(videos: Sequence[Sample], captions: Sequence[Sample]) -> str:
-    """The table, and in how many videos and captions the order is as it should be."""
+    """Return the table, and in how many videos and captions the order is the expected one."""
     lines = ["| what | mean weight, 1.0 = its share | items |", "|---|---|---|"]
     for kind, (weight, count) in mean_weights([*videos, *captions]).items():
         lines.append(f"| {kind} | {weight:.2f} | {count} |")
@@ -139,7 +141,7 @@ def report(videos: Sequence[Sample], captions: Sequence[Sample]) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure the checkpoint that the command line names; an error is one line on stderr, and exit code 1."""
+    """Run the command; an error is one line on stderr, with exit code 1."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder that scripts.make_mini_msrvtt wrote")
     add_model_flags(parser)

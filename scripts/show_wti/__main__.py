@@ -1,8 +1,8 @@
-"""Shows what a token-wise head looks at: words and frames with their weights, and the best matches between them.
+"""Show what a token-wise head looks at: words and frames with their weights, and the best matches between them.
 
     python -m scripts.show_wti --init_model runs/wti/pytorch_model.bin.4 --video dog.mp4 --text "a dog runs"
 
-Prints a table of the words and one of the frames, and writes the picture as PNG and as SVG. The model's flags are those
+Print a table of the words and one of the frames, and write the picture as PNG and as SVG. The model's flags are those
 of the training, read from flags.json beside the checkpoint; flags on the command line take precedence, and a flag in
 neither has the default of scripts.index. The encoders compute in float32 on the CPU.
 """
@@ -23,12 +23,12 @@ from video_search.encoder_flags import given_flags
 
 
 def text_left_out(tokenizer: SimpleTokenizer, text: str, length: int) -> str:
-    """The words of a text that are behind the `length` tokens which the model reads, of which two are start and end."""
+    """Return the words of a text beyond the `length` tokens that the model reads, start and end token included."""
     return " ".join(word for word, _ in whole_words(tokenizer.tokenize(text)[length - 2 :]))
 
 
 def tables(words: Sequence[str], seconds: np.ndarray, parts: Explanation) -> str:
-    """Words and frames with their weights, their best matches, and what these add to the score."""
+    """Return tables of words and frames with their weights, their best matches, and their parts of the score."""
     lines = [f"{'word':<24}{'weight':>8}{'adds':>9}   best frame"]
     rows = zip(words, parts.text_weights.tolist(), parts.word_parts.tolist(), parts.best_frame.tolist(), strict=True)
     lines += [f"{word:<24}{weight:>8.1%}{part:>9.4f}   {seconds[frame]:.1f} s" for word, weight, part, frame in rows]
@@ -40,11 +40,13 @@ def tables(words: Sequence[str], seconds: np.ndarray, parts: Explanation) -> str
 
 
 def get_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The parsed command line; what makes no sense is an argument error."""
+    """Parse and check the command line; a value that is not valid is an argument error."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--video", type=Path, required=True, help="video file")
-    parser.add_argument("--text", required=True, help="the words to compare with it")
-    parser.add_argument("--output", type=Path, default=Path("wti.png"), help="picture; an SVG of that name beside it")
+    parser.add_argument("--text", required=True, help="text to compare with the video")
+    parser.add_argument(
+        "--output", type=Path, default=Path("wti.png"), help="picture, written as PNG and as SVG (default: wti.png)"
+    )
     add_model_flags(parser)
     args = parser.parse_args(argv)
     if args.output.suffix not in (".png", ".svg"):
@@ -72,7 +74,7 @@ def show(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Show what the command line asks for; an error is one line on stderr, and exit code 1."""
+    """Run the command; an error is one line on stderr, with exit code 1."""
     args = get_args(argv)
     try:
         show(args)

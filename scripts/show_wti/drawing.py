@@ -1,7 +1,7 @@
-"""Draws what a token-wise score is made of: words on the left, frames on the right, lines between best matches.
+"""Draw the parts of a token-wise score: words on the left, frames on the right, lines between best matches.
 
-Everything is placed in inches from the upper left corner, in one row a word and one row a frame, so that nothing
-overlaps however many there are. Nothing here needs a display.
+Everything is placed in inches from the upper left corner, one row per word and one per frame, so that nothing overlaps
+however many there are. No display is needed.
 """
 
 from collections.abc import Sequence
@@ -18,23 +18,23 @@ from modules.explanation import END_WORD, START_WORD, Explanation
 
 WORD_COLOUR, FRAME_COLOUR = "#2b6cb0", "#dd6b20"
 INK, PALE_INK, RULE = "#1a202c", "#8290a3", "#cbd5e0"
-MISSING_SIGN = "□"  # in place of a character that the font lacks
-LONGEST_WORD = 32  # characters; the end of a longer word is left out
+MISSING_SIGN = "□"  # in place of a character that is not in the font
+LONGEST_WORD = 32  # characters; a longer word is cut
 
 MARGIN, HEADER, GAP = 0.3, 1.05, 0.14
 BAR, NUMBER = 1.1, 0.5  # widths of the longest bar, and of the number beside it
-LINES = 3.2  # width of the space that the lines cross
+LINES = 3.2  # width of the space between words and frames
 WORD_ROW, FRAME_ROW = (0.26, 0.42), (0.42, 1.15)  # least and greatest heights
-FRAMES_HEIGHT = 9.0  # up to which frames stay as large as they can be
+FRAMES_HEIGHT = 9.0  # of all frames together, above which they get smaller
 DOTS_PER_INCH = 150
 TEXT_SIZE, NUMBER_SIZE = 11, 8  # points
 
 
 def draw_explanation(words: Sequence[str], frames: np.ndarray, seconds: np.ndarray, explanation: Explanation) -> Figure:
-    """The picture of one score: T words, frames uint8 (V,3,H,W) shown at `seconds` (V,), and the score's parts.
+    """Return the figure of one score: T words, frames uint8 (V,3,H,W) shown at `seconds` (V,), and the score's parts.
 
-    A bar is a weight; the dotted line is the weight that each would have if all were alike. Lines join each word to its
-    best frame and each frame to its best word; the wider and darker, the more this match adds to the score.
+    A bar is a weight; the dotted line is the uniform weight. Lines join each word to its best frame and each frame to
+    its best word; the wider and darker, the more this match adds to the score.
     """
     texts = [drawable(word) for word in words]
     frame_row = min(max(FRAMES_HEIGHT / len(frames), FRAME_ROW[0]), FRAME_ROW[1])
@@ -61,12 +61,12 @@ def draw_explanation(words: Sequence[str], frames: np.ndarray, seconds: np.ndarr
         edges = (line_end, line_end + side, place + side / 2, place - side / 2)
         axes.imshow(frame.transpose(1, 2, 0), extent=edges, aspect="auto", zorder=3)
         write(axes, line_end + side + GAP, place, f"{second:.1f} s", size=NUMBER_SIZE, color=PALE_INK)
-    axes.set(xlim=(0, width), ylim=(HEADER + height + MARGIN, 0))  # at last, since pictures change them
+    axes.set(xlim=(0, width), ylim=(HEADER + height + MARGIN, 0))  # last, since imshow changes them
     return axes.figure
 
 
 def blank_page(width: float, height: float) -> Axes:
-    """Axes without ticks that fill a page of this size in inches."""
+    """Return axes without ticks that fill a page of this size in inches."""
     figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, facecolor="white")
     figure.suppressComposite = True  # an SVG keeps each frame as a picture of its own
     axes = figure.add_axes((0, 0, 1, 1))
@@ -75,18 +75,18 @@ def blank_page(width: float, height: float) -> Axes:
 
 
 def row_places(rows: int, height: float, greatest: float) -> np.ndarray:
-    """Centres (rows,) of equal rows, none higher than `greatest`, in the middle of `height` below the header."""
+    """Return the centres (rows,) of equal rows of at most `greatest`, centred in `height` below the header."""
     row = min(greatest, height / rows)
     return HEADER + height / 2 + row * (np.arange(rows) - (rows - 1) / 2)
 
 
 def write(axes: Axes, x: float, y: float, text: str, size: float = TEXT_SIZE, **style) -> None:
-    """A line of text, as it is: a dollar sign begins no formula."""
+    """Write a line of text literally: a dollar sign does not begin a formula."""
     axes.text(x, y, text, size=size, va="center_baseline", parse_math=False, zorder=4, **style)
 
 
 def draw_header(axes: Axes, score: float, centres: dict[str, float]) -> None:
-    """The score, the names of the columns, and which colour of lines goes which way."""
+    """Write the score, the names of the columns, and the direction that each colour of lines stands for."""
     write(axes, centres["lines"], 0.35, f"score {score:.3f}", size=15, ha="center", weight="bold", color=INK)
     for y, text, colour in (
         (0.63, "word → its best frame", WORD_COLOUR),
@@ -98,7 +98,7 @@ def draw_header(axes: Axes, score: float, centres: dict[str, float]) -> None:
 
 
 def draw_bars(axes: Axes, weights: torch.Tensor, places: np.ndarray, start: float, length: float, colour: str) -> None:
-    """Horizontal bars with their percentages; `length` is that of the longest one, negative where they grow leftwards.
+    """Draw horizontal bars with their percentages; `length` is the longest one's, negative for bars to the left.
 
     The dotted line is at 1 / their number.
     """
@@ -116,7 +116,7 @@ def draw_bars(axes: Axes, weights: torch.Tensor, places: np.ndarray, start: floa
 def draw_lines(
     axes: Axes, explanation: Explanation, words: tuple[float, np.ndarray], frames: tuple[float, np.ndarray]
 ) -> None:
-    """Curves from (x, places) of the words to those of the frames, one for each word and one for each frame."""
+    """Draw curves between (x, places) of the words and of the frames, one per word and one per frame."""
     (left, word_places), (right, frame_places) = words, frames
     matches = [(word, frame) for word, frame in enumerate(explanation.best_frame.tolist())]
     matches += [(word, frame) for frame, word in enumerate(explanation.best_word.tolist())]
@@ -136,7 +136,7 @@ def draw_lines(
 
 
 def fanned(rows: Sequence[int], others: Sequence[int], places: np.ndarray) -> np.ndarray:
-    """Where lines meet their rows: side by side over half of a row's height, in the order of their other ends."""
+    """Return where lines meet their rows: side by side over half a row's height, in the order of their other ends."""
     height = places[1] - places[0] if len(places) > 1 else WORD_ROW[1]
     meeting = np.empty(len(rows))
     for row in set(rows):
@@ -146,14 +146,14 @@ def fanned(rows: Sequence[int], others: Sequence[int], places: np.ndarray) -> np
 
 
 def drawable(word: str) -> str:
-    """The word as the font can draw it: with a sign for each character that it lacks, and not too long."""
+    """Return the word with a sign for each character that is not in the font, cut if it is too long."""
     known = text_font().get_charmap()
     text = "".join(character if ord(character) in known else MISSING_SIGN for character in word)
     return text if len(text) <= LONGEST_WORD else text[: LONGEST_WORD - 1] + "…"
 
 
 def text_width(text: str) -> float:
-    """Width in inches at the size of the words."""
+    """Return the width of a text in inches at the size of the words."""
     font = text_font()
     font.set_size(TEXT_SIZE, DOTS_PER_INCH)
     font.set_text(text)
@@ -161,5 +161,5 @@ def text_width(text: str) -> float:
 
 
 def text_font():
-    """The font that matplotlib draws with."""
+    """Return the font that matplotlib uses."""
     return get_font(findfont(FontProperties()))

@@ -35,7 +35,7 @@ def load_model(init_model: str | None, given: Mapping[str, Any]) -> tuple[CLIP4C
 
 
 def read_text(model: CLIP4Clip, tokenizer: SimpleTokenizer, text: str) -> tuple[list[str], PackedTokens]:
-    """The tokens that the model reads of a text, with start and end token T at most, and what it makes of them."""
+    """Return the tokens that the model reads of a text, at most T with start and end token, and their vectors."""
     length = model.config.max_words
     tokens = with_special_tokens(tokenizer.tokenize(text), length)
     input_ids, mask = map(torch.from_numpy, pad_ids(tokenizer, tokens, length))
@@ -43,7 +43,7 @@ def read_text(model: CLIP4Clip, tokenizer: SimpleTokenizer, text: str) -> tuple[
 
 
 def read_video(model: CLIP4Clip, flags: argparse.Namespace, path: Path) -> tuple[np.ndarray, np.ndarray, PackedTokens]:
-    """Frames uint8 (V,3,H,W) of a video, the seconds (V,) at which they are shown, and what the model makes of them."""
+    """Return frames uint8 (V,3,H,W) of a video, the seconds (V,) at which they are shown, and their vectors."""
     length = model.config.max_frames
     extractor = RawVideoExtractor(flags.feature_framerate, model.input_resolution)
     frames, seconds = extractor.read_frames_with_times(path, length, flags.slice_framepos)
