@@ -2,7 +2,7 @@
 
 The similarity is text by video, larger is better. A rank is the number of wrong candidates that score at least
 as high as the true one: 0 is best, and a tie counts against the model, so that a constant similarity scores
-worst instead of best. CLIP4Clip agrees wherever there are no ties and no NaN.
+worst instead of best. CLIP4Clip's ranks are the same without ties and NaN.
 
 All functions accept what `np.asarray` accepts, and torch tensors that require gradients or are on a GPU.
 """

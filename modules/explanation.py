@@ -27,8 +27,8 @@ class Explanation:
     video_weights: torch.Tensor  # (V,) sum to 1
     best_frame: torch.Tensor  # (T,) int64, the frame that each word matches best
     best_word: torch.Tensor  # (V,) int64, the word that each frame matches best
-    word_parts: torch.Tensor  # (T,) what each word adds to the score: half of its weight times its best cosine
-    frame_parts: torch.Tensor  # (V,) what each frame adds to it, in the same way
+    word_parts: torch.Tensor  # (T,) share of each word in the score: half of its weight times its largest cosine
+    frame_parts: torch.Tensor  # (V,) share of each frame, likewise
 
     @property
     def score(self) -> float:
@@ -46,8 +46,8 @@ def explain(
 ) -> Explanation:
     """Split the score of one text, unit vectors (T,D) and weights (T,), with one video, (V,D) and (V,), into its parts.
 
-    All are valid tokens, as `pack_tokens` keeps them. The floors are those of `PackedTokens`: 0 where padding that was
-    left out counts as cosine 0, so that no best match of the other side is below it; -inf where it counts for nothing.
+    All are valid tokens, as in `PackedTokens`, and so are the floors: 0 if dropped padding has cosine 0, which bounds
+    the maxima of the other side from below, else -inf.
 
     >>> one_word, frames = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.6, 0.8], [0.0, 1.0]])
     >>> parts = explain(one_word, torch.ones(1), frames, torch.tensor([0.5, 0.5]))
@@ -73,8 +73,8 @@ def explain(
 def merge_tokens(explanation: Explanation, words: Sequence[tuple[str, list[int]]]) -> Explanation:
     """Merge the tokens of an explanation into their `whole_words`, so that T is the number of words.
 
-    Weights and parts of a word's tokens are added up. The frame that a word looks at is the one of the token that adds
-    most; its cosines are the best ones of its tokens.
+    A word has the sum of its tokens' weights and parts, the best frame of the token with the largest part, and for each
+    frame the largest cosine of its tokens.
     """
     word_of_token = torch.empty_like(explanation.best_frame)
     for word, (_, places) in enumerate(words):

@@ -8,7 +8,7 @@ Shapes: A texts of T words, B videos of V frames, joint width D. Text features a
 (A,T,D) for a head that `encodes_tokens`; frames (B,V,D) are aggregated; masks are (A,T) and (B,V).
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -31,7 +31,7 @@ from modules.token_interaction import (
 )
 
 BLOCK_BYTES = 1 << 28  # memory for the pairs that pooled heads and cross encoders score at once
-AGGREGATION_LAYERS = {"seqTransf": "transformerClip", "seqLSTM": "lstm_visual"}
+AGGREGATION_LAYERS = {"seqTransf": "transformerClip", "seqLSTM": "lstm_visual"}  # attributes of the model
 
 
 class Features(NamedTuple):
@@ -43,7 +43,7 @@ class Features(NamedTuple):
 
 @dataclass(frozen=True)
 class Head:
-    """Properties and defaults shared by all heads; a family overrides `similarity` and where it differs."""
+    """Base of all heads; a family implements `similarity` and overrides the defaults that do not fit it."""
 
     name: str
     aggregation: str | None = None  # temporal aggregation that the head fixes; None if --agg_module selects it
@@ -135,7 +135,7 @@ class Head:
         check_explainable(self.name)
         return explain(text.vectors, text.weights, video.vectors, video.weights, text.floor.item(), video.floor.item())
 
-    def fitting_flags(self, weights: Iterable[str], aggregation: str) -> str:
+    def fitting_flags(self, weights: Collection[str], aggregation: str) -> str:
         """Return the flags that select this head, with which it fits a checkpoint's keys."""
         return f"{self.name} --agg_module {aggregation}" if self.aggregation is None else self.name
 
@@ -240,7 +240,7 @@ class TokenHead(Head):
         packed = self.pack_videos(model, frames, mask)
         return packed, unit_vectors(weighted_sums(packed))
 
-    def fitting_flags(self, weights: Iterable[str], aggregation: str) -> str:
+    def fitting_flags(self, weights: Collection[str], aggregation: str) -> str:
         flags = super().fitting_flags(weights, aggregation)
         if not self.has_weight_networks:
             return flags
@@ -286,7 +286,7 @@ def head_key_prefixes() -> tuple[str, ...]:
     return tuple(f"{layer}." for layer in dict.fromkeys([*AGGREGATION_LAYERS.values(), *layers]))
 
 
-def fitting_heads(weights: Iterable[str]) -> list[str]:
+def fitting_heads(weights: Collection[str]) -> list[str]:
     """Return, for each choice, the values of --sim_header and its flags that make a whole model of a checkpoint's keys.
 
     Keys do not determine everything: meanP and ti have no layers of their own, tightTransf and xti the same ones.

@@ -200,7 +200,7 @@ def as_array(tensor: torch.Tensor) -> np.ndarray:
 def check_text(text: str) -> None:
     """Raise ValueError for a text that cannot be a query."""
     if not text.strip():
-        raise ValueError("the text is empty: say in a few words what the video should show")
+        raise ValueError("the text is empty; describe in a few words what the video should show")
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"the text has {len(text)} characters; at most {MAX_CHARACTERS} are read")
     if SURROGATE.search(text):
