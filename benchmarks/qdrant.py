@@ -1,16 +1,16 @@
-"""Videos in Qdrant's embedded mode beside the exact scan of arrays: bytes per video, insertion, and a search by stages.
+"""Qdrant's embedded mode against the exact scan of arrays: bytes per video, insertion, and the stages of a search.
 
     python -m benchmarks.qdrant [--videos 1000 5000] [--frames 12] [--words 11] [--count 50] [--repeats 9]
                                 [--output FILE.md]
 
 The embedded mode is numpy and Python behind the interface of the server's client: it compares the frames of every
-video whether the shortlist has them or not, and keeps each video as a pickle. Its bytes and milliseconds say that the
-parts fit; they say nothing of a server's speed.
+video, candidate or not, and stores each video as a pickle. Its bytes and milliseconds show that the parts work
+together; they do not measure a server's speed.
 
-Videos are random: frames lie around a centre of their own, and a query lies near one of the videos. Contestants take
-turns with the same query, and times are medians over the queries. "pooled" is the search of a pooled head, which ends
-with the first stage, and "MAX_SIM" that of a token head; both bring back the candidates' vectors. "found" is the share
-of the exact scan's best ten that is among the candidates, "difference" the largest of the reranked scores.
+Videos are random: the frames of a video have a common centre, and a query is near one of the videos. Contestants
+alternate with the same query, and times are medians over the queries. "pooled" is the search of a pooled head, which
+ends with the first stage, and "MAX_SIM" that of a token head; both return the candidates' vectors. "found" is the share
+of the exact scan's best ten among the candidates, "difference" the largest one of the re-ranked scores.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def units(vectors: np.ndarray) -> np.ndarray:
 
 
 def around(random: np.random.Generator, centre: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Unit vectors (count,D) near `centre` (D,), their weights, and their normalised weighted sum (D,)."""
+    """Return unit vectors (count,D) near `centre` (D,), their weights, and their normalized weighted sum (D,)."""
     vectors = units(centre + 1.5 * random.standard_normal((count, len(centre))))
     weights = random.random(count).astype(np.float32) + np.float32(0.1)
     weights /= weights.sum()
@@ -62,7 +62,7 @@ def random_query(random: np.random.Generator, videos: VideoVectors, words: int) 
 
 
 def array_bytes(video: VideoVectors) -> int:
-    """What the vectors, weights and seconds of one video take as float32."""
+    """Return the bytes of vectors, weights and seconds of one video as float32."""
     return sum(array.nbytes for array in (video.frames, video.weights, video.seconds, video.pooled))
 
 
@@ -82,7 +82,7 @@ def fill(folder: Path, videos: list[VideoVectors]) -> None:
 
 
 def search(store: QdrantStore, videos: VideoVectors, options: argparse.Namespace) -> dict[str, float]:
-    """Median milliseconds of the contestants, and the share of the best that is `found`."""
+    """Return median milliseconds of the contestants, and the share of the best that is `found`."""
     random = np.random.default_rng(1)
     milliseconds: dict[str, list[float]] = {name: [] for name in ("exact", "pooled", "MAX_SIM", "rerank")}
     found, differences = [], []
@@ -103,7 +103,7 @@ def search(store: QdrantStore, videos: VideoVectors, options: argparse.Namespace
 
 
 def sizes_and_times(count: int, options: argparse.Namespace) -> tuple[str, str]:
-    """One row of each table."""
+    """Return one row of each table."""
     random = np.random.default_rng(0)
     videos = [random_video(random, options.frames) for _ in range(count)]
     with tempfile.TemporaryDirectory() as parent:
@@ -143,9 +143,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--videos", type=int, nargs="+", default=[1000, 5000])
     parser.add_argument("--frames", type=int, default=12)
     parser.add_argument("--words", type=int, default=11)
-    parser.add_argument("--count", type=int, default=50, help="candidates of a search")
-    parser.add_argument("--repeats", type=int, default=9, help="queries")
-    parser.add_argument("--output", type=Path, help="Markdown file to write the report to as well")
+    parser.add_argument("--count", type=int, default=50, help="candidates per search")
+    parser.add_argument("--repeats", type=int, default=9, help="number of queries")
+    parser.add_argument("--output", type=Path, help="also write the report to this Markdown file")
     return parser.parse_args(arguments)
 
 
@@ -155,7 +155,7 @@ def main(arguments: list[str] | None = None) -> None:
     remarks = (
         f"qdrant-client {version('qdrant-client')}", f"{torch.get_num_threads()} threads", f"D = {WIDTH}",
         f"{options.frames} frames", f"{options.words} words", f"medians of {options.repeats} queries",
-        "embedded mode, which says nothing of a server's speed",
+        "embedded mode, not a measure of a server's speed",
     )  # fmt: skip
     publish("\n".join([header("qdrant", arguments, *remarks), *tables(options)]), options.output)
 

@@ -1,19 +1,19 @@
-"""Searching an index: latency and memory as it grows, and what the shortlist misses.
+"""Search of an index: latency and memory as it grows, and the loss of re-ranking candidates only.
 
     python -m benchmarks.search [--videos 1000 10000 100000] [--shortlist 50 100 200 500 1000] [--repeats 7]
                                 [--index DIR --queries FILE.csv [--init_model CKPT]] [--output FILE.md]
 
 size    one query of --words words for the best 10 of N videos of --frames frames, D = 512: random unit vectors in
-        files, as an index keeps them (2.5 GB in the temporary folder for 100,000 videos, removed afterwards).
-        Contestants take turns; a time is the median of the repeats, and encoding the text is not in it.
+        files like those of an index (2.5 GB in the temporary folder for 100,000 videos, removed afterwards).
+        Contestants alternate; a time is the median of the repeats, without encoding the text.
             plain      all frames loaded; per 1,000 videos, padded to (B,V,D), an einsum with the words, maxima, sums
             exact      `scoring.token_scores` on the memory map: warm, and cold, when the page cache has dropped it
-            shortlist  the nearest pooled vectors, read, and scored exactly
-        Memory is what a process of its own holds at its highest above what it held before it opened the index and
-        searched once. What of it is pages of the mapped files is the system's to take back; the rest is ours.
-truth   an index of real videos made with a trained checkpoint: how much of the exact best 10 the shortlist keeps, over
-        the queries (column "sentence" or "caption" of the file), and the latency of a whole search, its text encoded
-        and its hits explained. Left out without --index.
+            shortlist  candidates by their pooled vectors, re-ranked exactly
+        Memory is the peak of a separate process above its level before it opened the index and searched once. The
+        system can reclaim pages of the mapped files at any time; the rest is ours.
+truth   an index of real videos made with a trained checkpoint: the share of the exact best 10 among the candidates,
+        over the queries (column "sentence" or "caption" of the file), and the latency of a whole search, from encoding
+        the text to explaining the hits. Omitted without --index.
 """
 
 import argparse
@@ -34,12 +34,12 @@ from tqdm import tqdm
 
 from benchmarks.memory import forget_peak, held_bytes, in_new_process, peak_bytes
 from benchmarks.reporting import header, publish
-from video_search.scoring import shortlist, token_scores, top
+from video_search.scoring import nearest, token_scores, top
 from video_search.search import VideoSearch
 from video_search.vectors import Query, VideoVectors
 
 WIDTH, TOP = 512, 10
-PLAIN_VIDEOS = 1000  # of a block of the baseline
+PLAIN_VIDEOS = 1000  # per block of the baseline
 EXACT_GOAL, SHORTLIST_GOAL = 0.5, 0.05  # seconds at 100,000 videos
 
 
@@ -49,7 +49,7 @@ def random_units(generator: np.random.Generator, *shape: int) -> np.ndarray:
 
 
 def write_index(folder: Path, videos: int, frames: int) -> None:
-    """Vectors of random videos, in the flat files of an index."""
+    """Write vectors of random videos in flat files like those of an index."""
     generator = np.random.default_rng(0)
     with (folder / "frames.f32").open("wb") as frames_file, (folder / "pooled.f32").open("wb") as pooled_file:
         for first in range(0, videos, PLAIN_VIDEOS):
@@ -79,7 +79,7 @@ def random_query(words: int) -> Query:
 
 
 class Plain:
-    """The baseline: everything loaded, padded to the longest video, and scored by the formula as it is written."""
+    """The baseline: everything loaded, padded to the longest video, and scored literally by the formula."""
 
     def __init__(self, query: Query, videos: VideoVectors):
         shape = len(videos), int(videos.counts.max())
@@ -104,18 +104,18 @@ def exact(query: Query, videos: VideoVectors) -> np.ndarray:
     return top(token_scores(query, videos), TOP)
 
 
-def shortlisted(query: Query, videos: VideoVectors, count: int) -> np.ndarray:
-    places = shortlist(query, videos.pooled, count)
+def reranked(query: Query, videos: VideoVectors, count: int) -> np.ndarray:
+    places = nearest(query, videos.pooled, count)
     return places[top(token_scores(query, videos.take(places)), TOP)]
 
 
 def prepared(name: str, query: Query, videos: VideoVectors) -> Callable[[], np.ndarray]:
-    """The search of a contestant, "plain", "exact" or "shortlist COUNT"; it gives the places of the best videos."""
+    """Return the search of "plain", "exact" or "shortlist COUNT"; a search returns places of the best videos."""
     if name == "plain":
         return Plain(query, videos)
     if name == "exact":
         return partial(exact, query, videos)
-    return partial(shortlisted, query, videos, int(name.split()[1]))
+    return partial(reranked, query, videos, int(name.split()[1]))
 
 
 def seconds_of(search: Callable[[], object]) -> float:
@@ -125,11 +125,11 @@ def seconds_of(search: Callable[[], object]) -> float:
 
 
 def latencies(folder: Path, videos: int, names: list[str], options: argparse.Namespace) -> dict[str, float]:
-    """Median seconds of every contestant; ValueError where the exact scan finds other videos than the baseline."""
+    """Return median seconds of every contestant. Raises ValueError if exact scan and baseline find different videos."""
     index, query = map_index(folder, videos, options.frames), random_query(options.words)
     searches = {name: prepared(name, query, index) for name in names}
     if set(searches["plain"]()) != set(searches["exact"]()):
-        raise ValueError(f"the exact scan of {videos} videos does not find what the plain one finds")
+        raise ValueError(f"the exact scan of {videos} videos finds other videos than the plain one")
     seconds = {name: [] for name in names}
     for _ in range(options.repeats):
         for name, search in searches.items():
@@ -138,14 +138,14 @@ def latencies(folder: Path, videos: int, names: list[str], options: argparse.Nam
 
 
 def file_bytes() -> int:
-    """Resident pages of this process that are files'; the system may take them back at any time."""
+    """Return bytes of resident pages of mapped files, which the system can reclaim at any time."""
     return int(Path("/proc/self/statm").read_text().split()[2]) * resource.getpagesize()
 
 
 def memory(folder: Path, videos: int, name: str, options: argparse.Namespace) -> tuple[int, int]:
-    """Bytes that opening the index and one search of the contestant take: ours, and pages of the mapped files."""
+    """Return bytes for opening the index and one search: ours, and pages of the mapped files."""
     query = random_query(options.words)
-    prepared(name, query, map_index(folder, TOP, options.frames))()  # what libraries take at their first call
+    prepared(name, query, map_index(folder, TOP, options.frames))()  # allocations of libraries at their first call
     held, files = held_bytes("cpu"), file_bytes()
     forget_peak("cpu")
     index = map_index(folder, videos, options.frames)
@@ -155,16 +155,16 @@ def memory(folder: Path, videos: int, name: str, options: argparse.Namespace) ->
 
 
 def read_bytes() -> int:
-    """What this process has had read from disks."""
+    """Return the bytes that this process has read from disks."""
     (line,) = (line for line in Path("/proc/self/io").read_text().splitlines() if line.startswith("read_bytes"))
     return int(line.split()[1])
 
 
 def cold(folder: Path, videos: int, options: argparse.Namespace) -> tuple[float, int]:
-    """Seconds and bytes read from the disk of an exact search after the page cache has dropped the files."""
+    """Return seconds and bytes read from disk of an exact search with an empty page cache."""
     for file in folder.iterdir():
         descriptor = os.open(file, os.O_RDONLY)
-        os.fsync(descriptor)  # pages that are not written yet stay
+        os.fsync(descriptor)  # the cache keeps pages that are not written yet
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(descriptor)
     query, before = random_query(options.words), read_bytes()
@@ -173,7 +173,7 @@ def cold(folder: Path, videos: int, options: argparse.Namespace) -> tuple[float,
 
 
 def size(options: argparse.Namespace) -> Iterator[str]:
-    """Rows of two tables: latencies, then memory."""
+    """Yield the rows of two tables: latencies, then memory."""
     names = ["plain", "exact", *(f"shortlist {count}" for count in options.shortlist)]
     memories = []
     yield f"| videos | MB | {' | '.join(names)} | exact, cold | MB/s read | plain / exact | exact / {names[-1]} |"
@@ -191,7 +191,7 @@ def size(options: argparse.Namespace) -> Iterator[str]:
             f"| {videos} | {megabytes:.0f} | {cells} | {1000 * cold_seconds:.0f} ms | {read / cold_seconds / 1e6:.0f} "
             f"| **{times['plain'] / times['exact']:.1f}** | {times['exact'] / times[names[-1]]:.1f} |"
         )
-    yield f"\nGoals at 100,000 videos: exact {EXACT_GOAL} s, with a shortlist {SHORTLIST_GOAL} s.\n"
+    yield f"\nGoals at 100,000 videos: exact {EXACT_GOAL} s, with re-ranked candidates {SHORTLIST_GOAL} s.\n"
     yield "| videos | contestant | ours, MiB | mapped pages, MiB |"
     yield "|---:|---|---:|---:|"
     for videos, name, ours, mapped in memories:
@@ -199,7 +199,7 @@ def size(options: argparse.Namespace) -> Iterator[str]:
 
 
 def read_queries(file: Path) -> list[str]:
-    """The texts of a CSV; ValueError where it has no column for them."""
+    """Return the texts of a csv. Raises ValueError if it has no column of texts."""
     with file.open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     column = next((name for name in ("sentence", "caption") if rows and name in rows[0]), None)
@@ -209,13 +209,13 @@ def read_queries(file: Path) -> list[str]:
 
 
 def truth(options: argparse.Namespace) -> Iterator[str]:
-    """Rows of the table of what a shortlist keeps of the exact results."""
+    """Yield the rows of the table of exact results found among the candidates."""
     search = VideoSearch.open(options.index, options.init_model)
     texts = read_queries(options.queries)
     queries = [search.encoder.text(text) for text in texts]
     exact_paths = [search.rank(query, TOP).paths for query in queries]
     yield f"{len(search.store)} videos of `{search.store.settings['sim_header']}`, {len(queries)} queries.\n"
-    yield "| search | in the shortlist, of the exact 10 | of the exact best | whole search, ms |"
+    yield "| search | among the candidates, of the exact 10 | of the exact best | whole search, ms |"
     yield "|---|---:|---:|---:|"
     for count in (None, *options.shortlist):
         if count is not None and count >= len(search.store):
@@ -234,22 +234,24 @@ def truth(options: argparse.Namespace) -> Iterator[str]:
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--videos", type=int, nargs="+", default=[1000, 10_000, 100_000])
-    parser.add_argument("--frames", type=int, default=12, help="of a video")
-    parser.add_argument("--words", type=int, default=12, help="of the query, start and end token included")
-    parser.add_argument("--shortlist", type=int, nargs="+", default=[50, 100, 200, 500, 1000])
+    parser.add_argument("--frames", type=int, default=12, help="frames per video")
+    parser.add_argument("--words", type=int, default=12, help="words of the query, start and end token included")
+    parser.add_argument(
+        "--shortlist", type=int, nargs="+", default=[50, 100, 200, 500, 1000], help="numbers of candidates"
+    )
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--index", type=Path, help="an index of real videos")
-    parser.add_argument("--init_model", help="the checkpoint that it was made with, if it has moved")
-    parser.add_argument("--queries", type=Path, help="CSV of texts to search it for")
-    parser.add_argument("--output", type=Path, help="Markdown file to write the report to as well")
+    parser.add_argument("--init_model", help="its checkpoint, if it has moved")
+    parser.add_argument("--queries", type=Path, help="csv of texts to search for")
+    parser.add_argument("--output", type=Path, help="also write the report to this Markdown file")
     options = parser.parse_args(arguments)
     if (options.index is None) != (options.queries is None):
-        parser.error("--index and --queries belong together")
+        parser.error("--index and --queries must be given together")
     return options
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, print, and write where `--output` says."""
+    """Measure, print, and write `--output`."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parse(arguments)
     shape = f"{options.frames} frames a video, {options.words} words, D = {WIDTH}"

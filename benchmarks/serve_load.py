@@ -1,12 +1,12 @@
-"""The search page under load: clients on loopback that ask one query after the other, of a real server process.
+"""The search page under load: clients on loopback send one query after the other to a real server process.
 
     python -m benchmarks.serve_load --index DIR --captions CAPTIONS.txt [--init_model CKPT] [--clients 8] [--seconds 60]
         [--output FILE.md]
 
-The server is `python -m scripts.serve` on a free port.  A client opens a connection, sends POST /api/search with a
-caption drawn at random, reads the whole answer, and sends the next; every answer has to be status 200 with as many hits
-as were asked for.  A request's time is from sending it to having read its answer, so that waiting for the model, which
-serves one search at a time, is in it.  Clients and server share the machine's cores.
+The server is `python -m scripts.serve` on a free port. A client opens a connection, sends POST /api/search with a
+random caption, reads the whole answer, and sends the next one; every answer must have status 200 and the requested
+number of hits. The time of a request ends when its answer has been read, and so includes waiting for the model, which
+serves one search at a time. Clients and server share the machine's cores.
 """
 
 import argparse
@@ -33,11 +33,11 @@ TOP = 10
 
 @dataclass
 class Client:
-    """One connection; `seconds` of every answered request, and what was wrong with the others."""
+    """One connection, with the `seconds` of every answered request and the errors of the others."""
 
     port: int
     captions: list[str]
-    hits: int  # as many as every answer must have
+    hits: int  # required in every answer
     choose: random.Random
     seconds: list[float] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
@@ -58,7 +58,7 @@ class Client:
         connection.close()
 
     def ask(self, connection: http.client.HTTPConnection) -> str:
-        """What is wrong with the answer to one query, empty where nothing is."""
+        """Send one query and return the error of its answer, or an empty string."""
         body = json.dumps({"text": self.choose.choice(self.captions), "top": TOP})
         connection.request("POST", "/api/search", body, {"Content-Type": "application/json"})
         response = connection.getresponse()
@@ -94,7 +94,7 @@ class Server:
         self.process.wait()
 
     def memory(self) -> float:
-        """Resident MiB."""
+        """Return the resident memory in MiB."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(r"^VmRSS:\s+(\d+) kB", status, re.MULTILINE)[1]) / 1024
 
@@ -107,7 +107,7 @@ class Server:
 
 
 def run_clients(clients: list[Client], seconds: float) -> float:
-    """Let all of them ask for this long; returns the seconds until the last one had its last answer."""
+    """Run all clients for this long; return the seconds until the last answer."""
     started = time.perf_counter()
     threads = [threading.Thread(target=client.ask_until, args=(started + seconds,)) for client in clients]
     for thread in threads:
@@ -118,7 +118,7 @@ def run_clients(clients: list[Client], seconds: float) -> float:
 
 
 def table(clients: list[Client], videos: int, elapsed: float, memory: tuple[float, float]) -> list[str]:
-    """Markdown: the figures, and the errors, each with how often it came."""
+    """Return Markdown lines of the figures, and of each error with its count."""
     times = sorted(second for client in clients for second in client.seconds)
     errors = [error for client in clients for error in client.errors]
     percentiles = statistics.quantiles(times, n=100, method="inclusive") if len(times) > 1 else [float("nan")] * 99
@@ -135,7 +135,7 @@ def table(clients: list[Client], videos: int, elapsed: float, memory: tuple[floa
 
 
 def read_captions(path: Path) -> list[str]:
-    """The captions of a text file, one on each line, or of a csv file's column `sentence`."""
+    """Return the captions of a text file, one per line, or of a csv file's column `sentence`."""
     lines = path.read_text(encoding="utf-8").splitlines()
     if path.suffix == ".csv":
         lines = [row["sentence"] for row in csv.DictReader(lines)]
@@ -151,11 +151,11 @@ def main(arguments: list[str] | None = None) -> list[Client]:
     parser.add_argument("--captions", type=Path, required=True, help="a caption per line, or a csv with `sentence`")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--warmup_seconds", type=float, default=3, help="one client alone, before anything is counted")
-    parser.add_argument("--output", type=Path, help="Markdown file to write the report to as well")
-    args, of_server = parser.parse_known_args(arguments)  # --index, --init_model and others of scripts.serve
+    parser.add_argument("--warmup_seconds", type=float, default=3, help="of one client, before the measurement")
+    parser.add_argument("--output", type=Path, help="also write the report to this Markdown file")
+    args, server_arguments = parser.parse_known_args(arguments)  # --index, --init_model and others of scripts.serve
     captions = read_captions(args.captions)
-    with Server(of_server) as server:
+    with Server(server_arguments) as server:
         videos = server.videos()
 
         def client(seed: int) -> Client:

@@ -1,9 +1,9 @@
-"""Results of several runs side by side: `python -m scripts.compare_runs RUN...`
+"""Compare the results of several runs: `python -m scripts.compare_runs RUN...`
 
 Each RUN is an `--output_dir`; its `metrics.json` holds the run's last evaluation, which after a training without
-`--holdout` is that of the last epoch. Runs that differ in nothing but the seed get a row with mean and standard
-deviation; an evaluation alone counts as its own `--seed`, so give it that of its checkpoint. Exactly two runs are also
-compared query by query: how surprising is their difference in R@1?
+`--holdout` is that of the last epoch. Runs that differ only in the seed get a row with mean and standard deviation; an
+evaluation alone has the seed of its own `--seed`, so give it that of its checkpoint. Two runs are also compared query
+by query: the p-value of their difference in R@1.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def table(runs: list[Path], results: list[dict], key: str) -> str:
 
 
 def epoch_of(result: dict) -> str:
-    """Which epoch the numbers are of and what picked it: "epoch 4 (last; test split picks epoch 3)"."""
+    """Return the epoch of the numbers and how it was selected: "epoch 4 (last; test split picks epoch 3)"."""
     epoch, picked_on = result["epoch"], result["protocol"]["epoch_picked_on"]
     if epoch is None:
         return "-"
@@ -71,18 +71,18 @@ def groups_of_seeds(runs: list[Path], results: list[dict], key: str) -> list[tup
 
 
 def paired_difference(first: dict, second: dict) -> tuple[float, float]:
-    """R@1 of `second` less that of `first`, in points, and the two-sided p-value of a paired bootstrap over queries.
+    """Return R@1 of `second` minus that of `first`, in points, and the two-sided p-value of a paired bootstrap.
 
-    The p-value is twice the smaller share of resamples whose difference is not above, or not below, 0 (Efron and
-    Tibshirani 1993, chapter 15: the level of the percentile interval that ends at 0), where the observed sample
-    counts as one more resample. A resample matters only by how many queries the one run alone has at rank 1 and how
-    many the other, and these follow a multinomial distribution.
+    Queries are resampled. The p-value is twice the smaller share of resamples whose difference is not above, or not
+    below, 0 (Efron and Tibshirani 1993, chapter 15: the level of the percentile interval that ends at 0); the observed
+    sample counts as one more resample. A resample's difference depends only on the numbers of queries that one of the
+    runs alone has at rank 1, and these follow a multinomial distribution.
 
     Args:
         first, second: ranks from 1 by query, of the same queries.
 
     Raises:
-        ValueError: no queries, or not the same.
+        ValueError: the queries are not the same, or there are none.
     """
     if first.keys() != second.keys():
         lacking = [*sorted(first.keys() - second.keys()), *sorted(second.keys() - first.keys())]

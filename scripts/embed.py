@@ -1,19 +1,19 @@
-"""Vectors of videos or texts in a file, for other programs.
+"""Write vectors of videos or texts to a file, for other programs.
 
     python -m scripts.embed --init_model CKPT --videos FOLDER_OR_FILES... --output videos.npz
     python -m scripts.embed --init_model CKPT --texts FILE_WITH_ONE_PER_LINE --output texts.npz
 
-The arrays of the file, of N videos or texts with M vectors in all, width D; `numpy.load(FILE)` reads them:
+Arrays of the file, for N videos or texts with M vectors of width D in all; `numpy.load(FILE)` reads them:
 
-    names    (N,)   str      path of the video, or the text
-    pooled   (N,D)  float32  one unit vector each
-    counts   (N,)   int64    vectors of each, at least 1; those of row i lie behind those of the rows before it
-    vectors  (M,D)  float32  frames, or words (heads ti, wti) or sentences; unit vectors, but not those of the heads
-                             tightTransf and xti, whose cross encoder reads their lengths too
-    weights  (M,)   float32  what each vector counts for in a score; they sum to 1 in each row
-    floors   (N,)   float32  least best match in a score: 0 where padding counts as cosine 0, else -inf
-    seconds  (M,)   float32  videos: when each frame is shown
-    tokens   (M,)   str      texts: what each vector stands for
+    names    (N,)   str      path of the video, or text
+    pooled   (N,D)  float32  one unit vector per row
+    counts   (N,)   int64    vectors per row, at least 1; the vectors of all rows are stored in sequence
+    vectors  (M,D)  float32  frames, or words (heads ti, wti), or sentences; unit vectors, except for the heads
+                             tightTransf and xti, whose cross encoder reads unnormalized vectors
+    weights  (M,)   float32  weight of each vector in a score; they sum to 1 in each row
+    floors   (N,)   float32  lower bound of MaxSim in a score: 0 if padding counts as cosine 0, else -inf
+    seconds  (M,)   float32  videos: time of each frame
+    tokens   (M,)   str      texts: token or sentence of each vector
     settings ()     str      the encoder's flags, as JSON
 """
 
@@ -36,34 +36,34 @@ from video_search.vectors import VideoVectors
 
 
 def list_videos(places: list[str]) -> tuple[list[str], list[UnreadableFile]]:
-    """The files among the places and all videos below the folders, each once; and what of these cannot be listed."""
-    files, bad = [], []
+    """Return the files among the places and all videos below the folders, each once, and the unreadable ones."""
+    files, unreadable = [], []
     for place in places:
         if Path(place).is_dir():
             listing = find_files(Path(place))
             files += [str(Path(place) / path) for path in listing.files]
-            bad += listing.bad
+            unreadable += listing.unreadable
         else:
             files.append(str(require_path(place, "--videos")))
-    return list(dict.fromkeys(files)), bad
+    return list(dict.fromkeys(files)), unreadable
 
 
 def embed_videos(
     encoder: Encoder, files: list[str], processes: int
 ) -> tuple[dict[str, np.ndarray], list[UnreadableFile]]:
-    """The arrays of all videos that can be read, in the order of the files, and those that cannot."""
+    """Return the arrays of all readable videos, in the order of the files, and the unreadable ones."""
     results = dict(encoder.videos(files, processes, progress=True))
-    bad = [results[file] for file in files if isinstance(results[file], UnreadableFile)]
+    unreadable = [results[file] for file in files if isinstance(results[file], UnreadableFile)]
     names = [file for file in files if not isinstance(results[file], UnreadableFile)]
     if not names:
-        return {}, bad
+        return {}, unreadable
     videos = VideoVectors.concatenate([results[name] for name in names])
     arrays = {name: getattr(videos, name) for name in ("pooled", "counts", "weights", "floors", "seconds")}
-    return {"names": np.array(names), "vectors": videos.frames, **arrays}, bad
+    return {"names": np.array(names), "vectors": videos.frames, **arrays}, unreadable
 
 
 def embed_texts(encoder: Encoder, texts: list[str]) -> dict[str, np.ndarray]:
-    """The arrays of all texts."""
+    """Return the arrays of all texts."""
     queries = encoder.texts(texts)
     return {
         "names": np.array(texts),
@@ -77,8 +77,8 @@ def embed_texts(encoder: Encoder, texts: list[str]) -> dict[str, np.ndarray]:
 
 
 def read_texts(path: str) -> list[str]:
-    """The lines of a file. Raises ValueError for a line without words, naming it, and where there is no line."""
-    # at line ends alone: str.splitlines would also split at characters that a text may have in it
+    """Return the lines of a file. Raises ValueError if a line is blank, or if there is none."""
+    # at line ends only: str.splitlines also splits at characters that may be part of a text
     lines = re.split(r"\r?\n", read_text(path, "--texts").rstrip("\r\n"))
     if lines == [""]:
         raise ValueError(f"--texts {path} is empty")
@@ -91,7 +91,7 @@ def read_texts(path: str) -> list[str]:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     wanted = parser.add_mutually_exclusive_group(required=True)
-    wanted.add_argument("--videos", nargs="+", metavar="PATH", help="files, and folders of videos")
+    wanted.add_argument("--videos", nargs="+", metavar="PATH", help="files and folders of videos")
     wanted.add_argument("--texts", metavar="FILE", help="one text per line")
     parser.add_argument("--output", type=Path, required=True, help="the .npz file to write")
     add_num_workers(parser)
@@ -100,27 +100,28 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def embed(args: argparse.Namespace) -> None:
-    """Write the file that the flags ask for; ValueError where no video can be read."""
+    """Write the file that the flags name. Raises ValueError if no video can be read."""
     check_num_workers(args.num_workers)
     if args.output.suffix != ".npz":
         raise ValueError(f"--output {args.output} must end in .npz")
     if not args.output.parent.is_dir():
-        raise NotADirectoryError(f"--output {args.output}: there is no folder {args.output.parent}")
+        raise NotADirectoryError(f"--output {args.output}: the folder {args.output.parent} does not exist")
     texts = read_texts(args.texts) if args.texts else []
-    files, bad = list_videos(args.videos or [])
+    files, unreadable = list_videos(args.videos or [])
     encoder = Encoder.load(**given_flags(args))
     if texts:
         arrays = embed_texts(encoder, texts)
     else:
-        arrays, unread = embed_videos(encoder, files, args.num_workers)
-        bad += unread
-    for one in bad:
-        print(f"bad: {one.path!a}: {one.reason}", file=sys.stderr)
+        arrays, undecoded = embed_videos(encoder, files, args.num_workers)
+        unreadable += undecoded
+    for file in unreadable:
+        print(f"unreadable: {file.path!a}: {file.reason}", file=sys.stderr)
     if not arrays:
-        raise ValueError(f"none of {len(bad)} videos could be read")
+        raise ValueError(f"none of {len(unreadable)} videos could be read")
     with atomic_write(args.output) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays, settings=np.array(json.dumps(encoder.settings)))
-    print(f"{args.output}: {len(arrays['names'])} rows, {len(arrays['vectors'])} vectors; {len(bad)} bad files")
+    rows, vectors = len(arrays["names"]), len(arrays["vectors"])
+    print(f"{args.output}: {rows} rows, {vectors} vectors; {len(unreadable)} unreadable files")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,7 +1,7 @@
-"""Makes videos searchable: `python -m scripts.index FOLDER --index DIR [--init_model CKPT]`
+"""Make videos searchable: `python -m scripts.index FOLDER --index DIR [--init_model CKPT]`
 
-Encodes the videos below FOLDER once. Run again, it encodes what is new or has changed, forgets what is gone, and goes
-on where it was interrupted. Files that cannot be read are listed at the end, and in DIR/bad_videos.csv.
+Encodes the videos below FOLDER. Further runs encode only new and changed videos, remove deleted ones from the index,
+and continue after an interruption. Unreadable files are listed at the end, and in DIR/bad_videos.csv.
 """
 
 import argparse
@@ -16,15 +16,15 @@ from video_search.reading import UnreadableFile, add_num_workers, check_num_work
 from video_search.store_flags import add_store_flags, open_store_for_writing
 from video_search.stores import WritableStore
 
-BAD_FILES_SHOWN = 20
+UNREADABLE_FILES_SHOWN = 20
 
 
 def describe(summary: Summary, store: WritableStore) -> str:
-    """One line: what was done, and what the store holds now."""
+    """Return one line on the update and on the store after it."""
     videos = len(store)
     text = (
         f"{videos} videos: {summary.added} new, {summary.changed} changed, {summary.removed} removed, "
-        f"{summary.unchanged} unchanged; {len(summary.bad)} bad files; "
+        f"{summary.unchanged} unchanged; {len(summary.unreadable)} unreadable files; "
         f"{summary.frames} frames encoded in {summary.seconds:.1f} s"
     )
     if store.directory is not None and videos:
@@ -33,38 +33,38 @@ def describe(summary: Summary, store: WritableStore) -> str:
     return text
 
 
-def show_bad_files(bad: list[UnreadableFile]) -> None:
-    """The first of them, each with its reason in a line of its own."""
-    for one in bad[:BAD_FILES_SHOWN]:
-        print(f"bad: {one.path if one.path.isprintable() else ascii(one.path)}: {one.reason}")
-    if len(bad) > BAD_FILES_SHOWN:
-        print(f"... and {len(bad) - BAD_FILES_SHOWN} more bad files")
+def print_unreadable_files(files: list[UnreadableFile]) -> None:
+    """Print a line with path and reason for the first of the files."""
+    for file in files[:UNREADABLE_FILES_SHOWN]:
+        print(f"unreadable: {file.path if file.path.isprintable() else ascii(file.path)}: {file.reason}")
+    if len(files) > UNREADABLE_FILES_SHOWN:
+        print(f"... and {len(files) - UNREADABLE_FILES_SHOWN} more unreadable files")
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", metavar="FOLDER", help="videos, in subfolders too")
+    parser.add_argument("folder", metavar="FOLDER", help="folder of videos, subfolders included")
     add_store_flags(parser)
     add_num_workers(parser)
-    parser.add_argument("--moved", action="store_true", help="the videos of the index now lie below FOLDER")
-    parser.add_argument("--retry_bad", action="store_true", help="read bad files again that did not change")
+    parser.add_argument("--moved", action="store_true", help="the videos of the index are now below FOLDER")
+    parser.add_argument("--retry_bad", action="store_true", help="read unchanged unreadable files again")
     add_encoder_flags(parser)
     return parser
 
 
 def index(args: argparse.Namespace) -> None:
-    """Update the index that the flags name, and say what was done."""
+    """Update the index that the flags name, and print a summary."""
     check_num_workers(args.num_workers)
-    if not Path(args.folder).is_dir():  # said before a store is made and weights are fetched
-        raise NotADirectoryError(f"{args.folder} is no folder of videos")
+    if not Path(args.folder).is_dir():  # before a store is created and weights are downloaded
+        raise NotADirectoryError(f"{args.folder} is not a folder")
     store = open_store_for_writing(args)
     try:
         encoder = Encoder.load(settings=store.settings, **given_flags(args))
         summary = update(store, args.folder, encoder, args.num_workers, args.moved, args.retry_bad, progress=True)
         store.compact()
         if store.directory is not None:
-            write_reasons(store.directory / UNREADABLE_FILE, [(one.path, one.reason) for one in summary.bad])
-        show_bad_files(summary.bad)
+            write_reasons(store.directory / UNREADABLE_FILE, [(one.path, one.reason) for one in summary.unreadable])
+        print_unreadable_files(summary.unreadable)
         print(describe(summary, store))
     finally:
         store.close()
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     except (OSError, ValueError) as error:
         raise SystemExit(f"index: {error}") from error
     except KeyboardInterrupt as error:
-        raise SystemExit("index: interrupted; the same command goes on from here") from error
+        raise SystemExit("index: interrupted; the same command continues from here") from error
 
 
 if __name__ == "__main__":

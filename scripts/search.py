@@ -1,8 +1,8 @@
-"""Searches an index of videos: `python -m scripts.search "a red circle moves to the left" --index DIR`
+"""Search an index of videos: `python -m scripts.search "a red circle moves to the left" --index DIR`
 
-Prints, for each of the best videos, its rank, score and path, the moments that fit best, and how much of the score each
-word of the query makes up; [sentence] is what stands for the sentence as a whole. A word below 0 speaks against the
-video. `--video FILE` searches for videos like one, `--json` prints one JSON document for programs.
+Prints rank, score and path of each of the best videos, its best-matching moments, and the share of the score of each
+word of the query; [sentence] is the share of the tokens that represent the whole sentence. A word below 0 % lowers the
+score. `--video FILE` searches for videos similar to one, `--json` prints one JSON document for programs.
 """
 
 import argparse
@@ -29,12 +29,12 @@ def clock(second: float) -> str:
     return f"{int(second) // 60}:{int(second) % 60:02d}"
 
 
-def what_mattered(words: tuple[Word, ...]) -> str:
-    """The share of each word in percent of what all words add and take together, in the order of the text.
+def word_shares(words: tuple[Word, ...]) -> str:
+    """Return the share of each word, in the order of the text, in percent of the absolute shares of all words.
 
-    >>> what_mattered((Word("[start]", 0.2, 0.1, 0), Word("red", 0.5, 0.3, 1), Word("[end]", 0.3, 0.1, 0)))
+    >>> word_shares((Word("[start]", 0.2, 0.1, 0), Word("red", 0.5, 0.3, 1), Word("[end]", 0.3, 0.1, 0)))
     'red 60 %, [sentence] 40 %'
-    >>> what_mattered((Word("not", 0.5, -0.1, 0), Word("red", 0.5, 0.4, 1)))
+    >>> word_shares((Word("not", 0.5, -0.1, 0), Word("red", 0.5, 0.4, 1)))
     'not -20 %, red 80 %'
     """
     total = sum(abs(word.share) for word in words) or 1.0
@@ -45,19 +45,19 @@ def what_mattered(words: tuple[Word, ...]) -> str:
 
 
 def as_text(results: Results) -> str:
-    """What a person reads."""
+    """Return the results for people."""
     lines = []
     for rank, hit in enumerate(results.hits, start=1):
         moments = ", ".join(map(clock, hit.best_seconds(BEST_SECONDS)))
         lines.append(f"{rank:3}. {hit.score:.3f}  {display_path(hit.path)}  at {moments}")
         if hit.words:
-            lines.append(f"           {what_mattered(hit.words)}")
+            lines.append(f"           {word_shares(hit.words)}")
     lines.append(f"{results.scanned} videos scored in {results.seconds:.2f} s")
     return "\n".join(lines)
 
 
 def as_json(results: Results, folder: Path) -> str:
-    """One document with all that is known of the hits; `file` is a hit's path below the folder of the index."""
+    """Return one document with every field of the hits; `file` is a hit's path below the folder of the index."""
     hits = [{**asdict(hit), "file": str(folder / hit.path)} for hit in results.hits]
     about = {"query": results.asked, "is_video": results.query.is_video, "notice": results.notice}
     return json.dumps({**about, "seconds": results.seconds, "scanned": results.scanned, "hits": hits}, indent=1)
@@ -66,20 +66,22 @@ def as_json(results: Results, folder: Path) -> str:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked = parser.add_mutually_exclusive_group(required=True)
-    asked.add_argument("text", nargs="?", help="what the videos should show")
-    asked.add_argument("--video", metavar="FILE", help="a video as the example, instead of a text")
+    asked.add_argument("text", nargs="?", help="description of the videos")
+    asked.add_argument("--video", metavar="FILE", help="an example video instead of a text")
     parser.add_argument("--top", type=int, default=10, help="number of videos to show")
     parser.add_argument(
-        "--shortlist", type=int, help="score only so many videos, whose pooled vectors are nearest; default: all"
+        "--shortlist",
+        type=int,
+        help="re-rank only so many candidates, those with the nearest pooled vectors; default: all videos",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     add_store_flags(parser)
-    parser.add_argument("--init_model", help="checkpoint, if it is not where the index remembers it")
+    parser.add_argument("--init_model", help="checkpoint, if it is no longer at the path recorded in the index")
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Search as the command line asks, and print what was found; what the user should know goes to stderr."""
+    """Search and print the results; notices go to stderr."""
     args = build_parser().parse_args(argv)
     try:
         store = open_store(args)

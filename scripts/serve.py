@@ -1,7 +1,7 @@
-"""Serves the search page: `python -m scripts.serve --index DIR [--init_model CKPT]`, then open http://127.0.0.1:8000/
+"""Serve the search page: `python -m scripts.serve --index DIR [--init_model CKPT]`, then open http://127.0.0.1:8000/
 
-The server has no passwords: whoever reaches it may search and watch the indexed videos. It listens on this machine
-alone unless --host says otherwise. Ctrl-C ends it.
+The server has no passwords: everyone who can reach it may search and watch the indexed videos. Without --host it
+listens on this machine only. Ctrl-C ends it.
 """
 
 import argparse
@@ -14,11 +14,11 @@ from video_search.search import VideoSearch
 from video_search.store_flags import add_store_flags, open_store
 
 LOOPBACK_NAMES = ("localhost",)
-SHUTDOWN_SECONDS = 3  # for answers that are on their way, such as a long video
+SHUTDOWN_SECONDS = 3  # for answers in progress, such as a long video
 
 
 def is_loopback(host: str) -> bool:
-    """True for an address that only this machine reaches."""
+    """Return True for an address that only this machine can reach."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -26,12 +26,12 @@ def is_loopback(host: str) -> bool:
 
 
 def url_host(host: str) -> str:
-    """The host as addresses have it: IPv6 in brackets."""
+    """Return the host as part of a URL: IPv6 in brackets."""
     return f"[{host}]" if ":" in host else host
 
 
 def open_socket(host: str, port: int) -> socket.socket:
-    """A socket that is bound and not yet listening; raises OSError with the address and the reason."""
+    """Return a bound socket that does not listen yet. Raises OSError with the address and the reason."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
@@ -44,7 +44,7 @@ def open_socket(host: str, port: int) -> socket.socket:
 
 
 def load_server():
-    """The modules that serve; raises SystemExit where the framework is not installed."""
+    """Import the modules that serve. Raises SystemExit if the framework is not installed."""
     try:
         import uvicorn
 
@@ -61,21 +61,21 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     add_store_flags(parser)
-    parser.add_argument("--init_model", help="checkpoint, if it is not where the index remembers it")
+    parser.add_argument("--init_model", help="checkpoint, if it is no longer at the path recorded in the index")
     parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on; others than this machine's own need it"
+        "--host", default="127.0.0.1", help="address to listen on; needed for access from other machines"
     )
-    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on; 0: any free port")
     parser.add_argument(
         "--allowed_hosts", nargs="*", default=[], metavar="NAME",
-        help="further names under which browsers may call this server, such as that of a proxy before it",
+        help="further host names of this server, such as that of a reverse proxy",
     )  # fmt: skip
-    parser.add_argument("--max_upload_mb", type=int, default=64, help="size of the largest video that can be dropped")
+    parser.add_argument("--max_upload_mb", type=int, default=64, help="size limit of an example video")
     return parser
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Raise ValueError where a flag makes no sense."""
+    """Raise ValueError for a flag out of range."""
     if not 0 <= args.port < 1 << 16:
         raise ValueError(f"--port {args.port} must be from 0 to 65535")
     if args.max_upload_mb < 1:
@@ -86,7 +86,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def serve(args: argparse.Namespace) -> None:
-    """Answer requests until the process is told to end."""
+    """Answer requests until the process ends."""
     check_arguments(args)
     uvicorn, web = load_server()
     with open_socket(args.host, args.port) as listener, closing(open_store(args)) as store:
@@ -97,7 +97,7 @@ def serve(args: argparse.Namespace) -> None:
             app, log_level="warning", access_log=False, server_header=False, proxy_headers=False,
             timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         )  # fmt: skip
-        listener.listen()  # whoever reads the address may ask at once
+        listener.listen()  # before the address is printed, so that its reader can connect at once
         port = listener.getsockname()[1]
         print(f"serve: {len(store)} videos at http://{url_host(args.host)}:{port}/ ; Ctrl-C ends it", flush=True)
         if not is_loopback(args.host):

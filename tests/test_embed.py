@@ -99,7 +99,7 @@ def test_a_file_that_cannot_be_written_stays_as_it_was(flags, tmp_path, monkeypa
         (["--texts", "gap.txt"], "gap.txt: line 2 is empty"),
         (["--texts", "empty.txt"], "empty.txt is empty"),
         (["--texts", "letter.mp4", "--output", "x.csv"], "must end in .npz"),
-        (["--texts", "letter.mp4", "--output", "no/folder/x.npz"], "there is no folder no/folder"),
+        (["--texts", "letter.mp4", "--output", "no/folder/x.npz"], "the folder no/folder does not exist"),
         (["--texts", "letter.mp4", "--num_workers", "-1"], "--num_workers -1"),
     ],
 )

@@ -30,9 +30,9 @@ def test_real_videos(tmp_path, real_clips, capsys):
     assert bad == {path: state.reason for path, state in store.files().items() if state.reason}
     assert {"broken/047_WrongFile.mp4", "broken/319_empty.flv"} <= set(bad)
     shown = run.stdout.splitlines()
-    assert sum(line.startswith("bad: ") for line in shown) == min(len(bad), 20)
+    assert sum(line.startswith("unreadable: ") for line in shown) == min(len(bad), 20)
     assert shown[-1].startswith(
-        f"{len(store)} videos: {len(store)} new, 0 changed, 0 removed, 0 unchanged; {len(bad)} bad files; "
+        f"{len(store)} videos: {len(store)} new, 0 changed, 0 removed, 0 unchanged; {len(bad)} unreadable files; "
         f"{len(store.vectors.frames)} frames encoded"
     )
 
@@ -45,7 +45,7 @@ def test_real_videos(tmp_path, real_clips, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing"], "index: nothing is no folder of videos"),
+        (["nothing"], "index: nothing is not a folder"),
         ([".", "--num_workers", "-1"], "index: --num_workers -1"),
         ([".", "--store", "qdrant"], "index: --store qdrant needs --url"),
         ([".", "--init_model", "nothing.bin"], "index: --init_model: no file at .*/nothing.bin"),
@@ -67,6 +67,6 @@ def test_an_interruption_says_that_it_goes_on(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(index_script.Encoder, "load", interrupt)
-    with pytest.raises(SystemExit, match="interrupted; the same command goes on"):
+    with pytest.raises(SystemExit, match="interrupted; the same command continues"):
         index_script.main([str(tmp_path), "--index", str(tmp_path / "index")])
     IndexWriter.open(tmp_path / "index").close()  # nobody holds it

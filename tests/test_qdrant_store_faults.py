@@ -169,7 +169,7 @@ def test_a_server_that_is_not_there(monkeypatch):
     monkeypatch.setattr(qdrant_store, "CONNECT_SECONDS", 1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        assert "cannot be reached, or is no Qdrant: timed out" in refusal(f"http://127.0.0.1:{port}")
+        assert "cannot be reached, or is not Qdrant: timed out" in refusal(f"http://127.0.0.1:{port}")
     assert f"Qdrant at http://127.0.0.1:{port} cannot be reached" in refusal(f"http://127.0.0.1:{port}")
     assert "Failed to parse: '127.0.0.1:door'" in refusal("http://127.0.0.1:door")
     message = refusal(f"http://me:secret@127.0.0.1:{port}")
@@ -182,12 +182,12 @@ def test_a_server_that_does_not_answer_as_one(monkeypatch):
     with stand_in() as server, pytest.warns(UserWarning, match="insecure connection"):
         server.answers = [(401, b"topsecret")]
         message = refusal(server.url)
-        assert "does not let you in (401); set the environment variable QDRANT_API_KEY" in message
+        assert "denies access (401); set the environment variable QDRANT_API_KEY" in message
         assert "topsecret" not in message
         server.answers = [(200, b"<html>hello</html>")]
-        assert "is no Qdrant" in refusal(server.url)
+        assert "is not Qdrant" in refusal(server.url)
         server.answers = [(200, b'{"name": "another program"}')]
-        assert "is no Qdrant" in refusal(server.url)
+        assert "is not Qdrant" in refusal(server.url)
         server.answers = [(500, b'{"status": {"error": "out of memory"}}')]
         assert 'answers 500: {"status": {"error": "out of memory"}}' in refusal(server.url)
         assert set(server.keys) == {"topsecret"}

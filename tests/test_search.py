@@ -19,7 +19,7 @@ from scripts import search as search_script
 from tests.helpers.launch import REPOSITORY
 from tests.helpers.tiny_run import write_tiny_run
 from video_search import VideoSearch
-from video_search.search import DEFAULT_SHORTLIST
+from video_search.search import DEFAULT_CANDIDATES
 
 TEXT = "a red circle moves to the left and then a blue square"
 VIDEOS = 9
@@ -136,9 +136,9 @@ def test_a_store_that_cannot_be_scanned_gives_a_shortlist(searches):
     far = FarStore(near.store)
     search = VideoSearch(far, near.encoder)
     assert [hit.path for hit in search.text(TEXT).hits] == [hit.path for hit in near.text(TEXT).hits]
-    search.text(TEXT, top=DEFAULT_SHORTLIST + 5)
+    search.text(TEXT, top=DEFAULT_CANDIDATES + 5)
     search.text(TEXT, top=3, shortlist=6)
-    assert far.counts == [DEFAULT_SHORTLIST, DEFAULT_SHORTLIST + 5, 6]
+    assert far.counts == [DEFAULT_CANDIDATES, DEFAULT_CANDIDATES + 5, 6]
 
 
 @pytest.mark.parametrize("sim_header", HEADS)
@@ -149,7 +149,7 @@ def test_a_video_is_most_like_itself(made, searches, sim_header):
     assert results.hits[0].score == pytest.approx(1, abs=1e-5)
     assert results.hits[0].path == "a copy.mp4"
     assert [hit.words for hit in results.hits] == [(), (), ()]
-    assert ("reads no videos as queries" in results.notice) == (sim_header == "tightTransf")
+    assert ("cannot read an example video" in results.notice) == (sim_header == "tightTransf")
     others = search.similar("a copy.mp4", top=2)
     assert [hit.path for hit in others.hits] == [hit.path for hit in results.hits[1:]]
     assert "a copy.mp4" not in [hit.path for hit in search.similar("a copy.mp4", top=100).hits]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from modules.heads import HEADS
 from modules.token_interaction import masked_softmax, token_interaction
-from video_search.scoring import blocks, interaction, scores, shortlist, token_scores, top
+from video_search.scoring import blocks, interaction, nearest, scores, token_scores, top
 from video_search.vectors import Query, VideoVectors
 
 WIDTH = 6
@@ -172,9 +172,9 @@ def test_a_score_that_is_no_number_comes_last():
     assert top(np.array([np.nan, 0.1, 0.3], np.float32), 1).tolist() == [2]
 
 
-def test_shortlist_is_of_the_nearest_pooled_vectors():
+def test_candidates_have_the_nearest_pooled_vectors():
     query = random_query(pooled=unit(np.eye(WIDTH)[0]))
     cosines = np.array([0.1, 0.9, -0.5, 0.7], np.float32)
     pooled = np.zeros((4, WIDTH), np.float32)
     pooled[:, 0], pooled[:, 1] = cosines, np.sqrt(1 - cosines**2)
-    assert shortlist(query, pooled, 3).tolist() == [1, 3, 0]
+    assert nearest(query, pooled, 3).tolist() == [1, 3, 0]

@@ -62,12 +62,12 @@ def test_bad_files_are_tried_again_when_they_change(tmp_path, videos, encoder):
     (videos / "a.mp4").write_text("bad")
     summary = run_update(index, videos, encoder)
     assert counts(summary) == (6, 0, 0, 0, 1)
-    assert summary.bad == [UnreadableFile("a.mp4", "no video")]
+    assert summary.unreadable == [UnreadableFile("a.mp4", "no video")]
     assert IndexReader.open(index).files()["a.mp4"].reason == "no video"
     encoder.calls_since()
     again = run_update(index, videos, encoder)
     assert (counts(again), encoder.calls_since()) == ((0, 0, 0, 6, 1), [])
-    assert again.bad == summary.bad
+    assert again.unreadable == summary.unreadable
     retried = run_update(index, videos, encoder, retry_bad=True)
     assert (counts(retried), encoder.calls_since()) == ((0, 0, 0, 6, 1), ["a.mp4"])
     (videos / "a.mp4").write_text("good now")
@@ -86,7 +86,7 @@ def test_files_that_cannot_be_opened_are_tried_again(tmp_path, videos, encoder):
     failed = UnreadableFile("a.mp4", "Input/output error", is_transient=True)
     for _ in range(2):
         summary = run_update(index, videos, encoder)
-        assert summary.bad == [failed]
+        assert summary.unreadable == [failed]
         assert "a.mp4" in encoder.calls_since()
     assert counts(summary) == (0, 0, 0, 6, 1)
     encoder.is_disk_broken = False
@@ -108,7 +108,9 @@ def test_a_folder_that_cannot_be_read_keeps_its_videos(made, videos, encoder, mo
         patch.setattr(os, "scandir", partial(scan, shut="deep"))
         summary = run_update(made, videos, encoder)
     assert counts(summary) == (0, 0, 1, 6, 1)
-    assert summary.bad == [UnreadableFile("deep", "this folder cannot be read: Permission denied", is_transient=True)]
+    assert summary.unreadable == [
+        UnreadableFile("deep", "this folder cannot be read: Permission denied", is_transient=True)
+    ]
     assert counts(run_update(made, videos, encoder)) == (0, 0, 0, 6, 0)
     assert encoder.calls_since() == []
     check_index(made, videos)
@@ -181,7 +183,7 @@ def test_names_of_all_kinds_and_links(tmp_path, encoder):
     (folder / "deep" / "circle").symlink_to(folder, target_is_directory=True)
     (folder / "broken.mp4").symlink_to(folder / "nothing.mp4")
     summary = run_update(index, folder, encoder)
-    (bad,) = summary.bad
+    (bad,) = summary.unreadable
     assert (bad.path, "UTF-8" in bad.reason) == ("caf\udce9.mp4", True)
     assert set(IndexReader.open(index).paths) == {*names, "link.mp4", "linked/far.mp4"}
     check_index(index, folder)
@@ -216,7 +218,7 @@ def check_refused(index: Path, message: str, folder: Path, encoder: FakeEncoder,
 def test_another_encoder(made, videos):
     message = "sim_header 'wti' of the index, 'meanP' here"
     check_refused(made, message, videos, FakeEncoder({"sim_header": "meanP"}, "e" * 64))
-    check_refused(made, "its weights are others", videos, FakeEncoder(fingerprint="e" * 64))
+    check_refused(made, "the settings are the same, but the weights differ", videos, FakeEncoder(fingerprint="e" * 64))
 
 
 def test_a_moved_folder(made, videos, tmp_path, encoder):

@@ -1,10 +1,10 @@
-"""Search over one's own videos, by a text or by an example: `from video_search import VideoSearch`."""
+"""Search your own videos by a text or by an example video: `from video_search import VideoSearch`."""
 
 __all__ = ["VideoSearch"]
 
 
 def __getattr__(name: str):
-    """`VideoSearch` when it is asked for: stores and pages work without a model, whose imports take seconds."""
+    """Import `VideoSearch` on first use: stores and the page need no model, whose imports take seconds."""
     if name == "VideoSearch":
         from video_search.search import VideoSearch
 

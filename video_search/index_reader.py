@@ -18,14 +18,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from video_search.scoring import shortlist
+from video_search.scoring import nearest
 from video_search.stores import FileState
 from video_search.vectors import Query, VideoVectors, frame_places
 
 FORMAT = 1
 INDEX_FILE = "index.json"
 ARRAYS = ("frames", "pooled", "tokens")
-HOW_TO_MAKE = "python -m scripts.index FOLDER --index DIR makes one"
+HOW_TO_MAKE = "make one with python -m scripts.index FOLDER --index DIR"
 
 
 class Row(NamedTuple):
@@ -101,7 +101,7 @@ class IndexReader:
 
     def candidates(self, query: Query, count: int) -> tuple[list[str], VideoVectors]:
         """Return paths and vectors of the `count` videos whose pooled vectors are nearest to the query's."""
-        places = shortlist(query, self.vectors.pooled, count)
+        places = nearest(query, self.vectors.pooled, count)
         return [self.paths[place] for place in places], self.vectors.take(places)
 
     def example(self, path: str) -> VideoVectors:
@@ -171,7 +171,7 @@ def read_contents(directory: Path) -> Contents:
     """
     path = directory / INDEX_FILE
     if not path.is_file():
-        raise FileNotFoundError(f"no index in {directory}: {HOW_TO_MAKE}")
+        raise FileNotFoundError(f"no index in {directory}; {HOW_TO_MAKE}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.pop("format", None) != FORMAT:

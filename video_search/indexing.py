@@ -1,4 +1,4 @@
-"""Keeping the vectors of a folder of videos up to date: `update`, in any place that is a `Store`."""
+"""Keep the vectors of a folder of videos up to date: `update`, in any `WritableStore`."""
 
 import contextlib
 import os
@@ -13,28 +13,28 @@ from video_search.reading import UnreadableFile
 from video_search.stores import FileState, Store, WritableStore
 from video_search.vectors import VideoVectors
 
-COMMIT_SECONDS = 60.0  # of work that a kill may cost
+COMMIT_SECONDS = 60.0  # work that a killed update may lose
 
 
 @dataclass
 class Summary:
-    """What an update did, in numbers of files; `bad` are all bad files of the folder, those known before too.
+    """Counts of files of an update; `unreadable` lists all such files of the folder, including those known before.
 
-    A video whose file has become bad is removed; those in a folder that cannot be read just now are unchanged.
+    A video whose file has become unreadable counts as removed, one in a folder that cannot be listed as unchanged.
     """
 
     added: int = 0
     changed: int = 0
     removed: int = 0
     unchanged: int = 0
-    frames: int = 0  # of the added and the changed
+    frames: int = 0  # of added and changed videos
     seconds: float = 0.0
-    bad: list[UnreadableFile] = field(default_factory=list)
+    unreadable: list[UnreadableFile] = field(default_factory=list)
 
     def count(self, path: str, result: VideoVectors | UnreadableFile, is_new: bool) -> None:
-        """Count what became of a file that was read."""
+        """Count a file that was read."""
         if isinstance(result, UnreadableFile):
-            self.bad.append(replace(result, path=path))
+            self.unreadable.append(replace(result, path=path))
             self.removed += not is_new
             return
         self.frames += int(result.counts.sum())
@@ -51,29 +51,34 @@ def update(
     retry_bad: bool = False,
     progress: bool = False,
 ) -> Summary:
-    """Make `store` hold the vectors of exactly the videos below `folder`; only new and changed ones are encoded.
+    """Update `store` to hold the vectors of exactly the videos below `folder`; only new and changed ones are encoded.
 
-    A file is the same as long as its path below the folder, its size and its time of change are. `moved` says that the
-    videos of the store now lie below `folder`; `retry_bad` reads bad files again that did not change; `processes` and
-    `progress` are those of `Encoder.videos`. All is safe about once a minute and where the user interrupts: an update
-    that ends early goes on there. A file that could not be opened is tried again each time; what is known of a folder
-    that cannot be read is kept. Raises FileNotFoundError where there is no folder, ValueError where it has no video,
-    where the store has those of another folder, or vectors of another encoder.
+    A file is unchanged if its path below the folder, its size and its modification time are. Changes are committed
+    about once a minute and when the user interrupts, and the next update continues from there. Files that could not be
+    opened are read again by every update; videos in a folder that cannot be listed are kept.
+
+    Args:
+        processes, progress: as in `Encoder.videos`.
+        moved: the videos of the store are now below `folder`.
+        retry_bad: read unchanged unreadable files again.
+
+    Raises: FileNotFoundError if the folder is missing; ValueError if it has no video, or if the store has videos of
+    another folder or vectors of another encoder.
     """
-    started = safe_at = time.monotonic()
+    started = committed = time.monotonic()
     folder = require_path(folder, "FOLDER", folder=True).resolve()
     check_same_folder(store, folder, moved)
     check_same_encoder(store, encoder)
     listing = find_files(folder)
     found, known = listing.files, store.files()
-    summary = Summary(bad=listing.bad)
+    summary = Summary(unreadable=listing.unreadable)
     waiting = {}
     for path, state in found.items():
         before = known.get(path)
         if before is None or not before.is_same_file(state) or (before.reason and retry_bad):
             waiting[str(folder / path)] = path
         elif before.reason:
-            summary.bad.append(UnreadableFile(path, before.reason))
+            summary.unreadable.append(UnreadableFile(path, before.reason))
         else:
             summary.unchanged += 1
     store.begin(encoder.settings, encoder.fingerprint, folder)
@@ -88,49 +93,49 @@ def update(
             path = waiting[file]
             put(store, path, found[path], result)
             summary.count(path, result, is_new=path not in known or bool(known[path].reason))
-            if time.monotonic() - safe_at >= COMMIT_SECONDS:
+            if time.monotonic() - committed >= COMMIT_SECONDS:
                 store.commit()
-                safe_at = time.monotonic()
+                committed = time.monotonic()
     except KeyboardInterrupt:
         store.commit()
         raise
     store.commit()
-    summary.bad.sort(key=lambda bad: bad.path)
+    summary.unreadable.sort(key=lambda file: file.path)
     summary.seconds = time.monotonic() - started
     return summary
 
 
 def put(store: WritableStore, path: str, state: FileState, result: VideoVectors | UnreadableFile) -> None:
-    """Put what became of a file."""
+    """Put the vectors of a file, or its state if it is unreadable."""
     if not isinstance(result, UnreadableFile):
         store.put(path, state, result)
     elif result.is_transient:
-        store.remove(path)  # unknown, and so tried again
+        store.remove(path)  # the next update reads an unknown file again
     else:
         store.put(path, replace(state, reason=result.reason), None)
 
 
 class Listing(NamedTuple):
-    """The video files below a folder, by their paths there, in order, and what cannot be listed of it."""
+    """The video files below a folder, by their paths there, in order."""
 
     files: dict[str, FileState]
-    bad: list[UnreadableFile]  # files whose names are no text, and folders that cannot be read
-    unread_folders: tuple[str, ...]  # the paths of these, each with a slash at its end
+    unreadable: list[UnreadableFile]  # files whose paths are not valid UTF-8, and folders that cannot be listed
+    unread_folders: tuple[str, ...]  # paths of these folders, each with a slash at the end
 
 
 def find_files(folder: Path) -> Listing:
-    """Every video file below `folder`; links are followed, out of the folder too.
+    """Return every video file below `folder`; links are followed, even out of the folder.
 
-    Raises OSError where the folder itself cannot be read, and ValueError where there is no video: a disk that is not
-    mounted looks so, and its videos are not to be forgotten.
+    Raises: OSError if the folder itself cannot be listed; ValueError if it has no video, because the folder may be that
+    of a disk which is not mounted, whose videos must not be removed from the index.
     """
-    found, bad, unread_folders = {}, [], []
+    found, unreadable, unread_folders = {}, [], []
 
     def note_unread(error: OSError) -> None:
         path = os.path.relpath(error.filename, folder)
         if path == os.curdir:
             raise error
-        bad.append(UnreadableFile(path, f"this folder cannot be read: {error.strerror}", is_transient=True))
+        unreadable.append(UnreadableFile(path, f"this folder cannot be read: {error.strerror}", is_transient=True))
         unread_folders.append(os.path.join(path, ""))
 
     for entry in walk_files(folder, note_unread):
@@ -138,27 +143,27 @@ def find_files(folder: Path) -> Listing:
             continue
         path = os.path.relpath(entry.path, folder)
         if SURROGATE.search(path):
-            bad.append(UnreadableFile(path, "its path is no valid UTF-8: give it another name"))
+            unreadable.append(UnreadableFile(path, "its path is not valid UTF-8: rename it"))
             continue
-        with contextlib.suppress(FileNotFoundError):  # of a file that is removed while the folder is read
+        with contextlib.suppress(FileNotFoundError):  # the file was removed during the listing
             status = entry.stat()
             found[path] = FileState(status.st_size, status.st_mtime_ns)
-    if not found and not bad:
+    if not found and not unreadable:
         raise ValueError(f"no video below {folder}; names of videos end in {', '.join(VIDEO_EXTENSIONS)}")
-    return Listing(dict(sorted(found.items())), bad, tuple(unread_folders))
+    return Listing(dict(sorted(found.items())), unreadable, tuple(unread_folders))
 
 
 def check_same_folder(store: Store, folder: Path, moved: bool) -> None:
-    """Raise ValueError where the store has the videos of another folder, unless they have `moved`."""
+    """Raise ValueError if the store has videos of another folder, unless they have `moved`."""
     if store.folder is not None and Path(store.folder) != folder and not moved:
         raise ValueError(
-            f"the index has the videos of {store.folder}, not of {folder}: give another --index; where that folder has "
+            f"the index has the videos of {store.folder}, not of {folder}: give another --index; if that folder has "
             "moved, --moved keeps the vectors of files with the same relative path, size and time"
         )
 
 
 def check_same_encoder(store: Store, encoder: Encoder) -> None:
-    """Raise ValueError where the store's vectors are those of another encoder, with the settings that differ."""
+    """Raise ValueError, with the settings that differ, if another encoder made the store's vectors."""
     if store.fingerprint in ("", encoder.fingerprint):
         return
     names = sorted({*store.settings, *encoder.settings} - {"init_model"})
@@ -166,5 +171,5 @@ def check_same_encoder(store: Store, encoder: Encoder) -> None:
     differing = [f"{name} {old!r} of the index, {new!r} here" for name, old, new in pairs if old != new]
     raise ValueError(
         "the index was made with another model: "
-        + ("; ".join(differing) or "its weights are others, though the settings are the same")
+        + ("; ".join(differing) or "the settings are the same, but the weights differ")
     )

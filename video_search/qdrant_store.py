@@ -1,14 +1,14 @@
-"""Videos' vectors in Qdrant, for collections past one machine: `QdrantStore`, a `Store` of video_search/indexing.py.
+"""Vectors in Qdrant, for collections beyond one machine: `QdrantStore`, a `SearchableStore` and a `WritableStore`.
 
-A file is one point. Its id is the UUID5 of its path relative to the indexed folder; its vectors are "pooled", for the
-shortlist, and "frames", a multivector compared by MAX_SIM. A bad file is a point without vectors. The distance is the
-dot product everywhere: Qdrant's cosine would divide the frames that a cross encoder reads by their norms.
+A file is one point. Its id is the UUID5 of its path relative to the indexed folder; its vectors are "pooled", which
+selects candidates, and "frames", a multivector compared by MAX_SIM (MaxSim). An unreadable file is a point without
+vectors. The distance is always the dot product: Qdrant's cosine would normalize the frames that a cross encoder reads.
 
-Settings and fingerprint are metadata of the collection: it comes to be together with them, in one request. A point
-that holds them could be missing after an interruption, and every search would have to leave it out.
+Settings and fingerprint are metadata of the collection, created together with it in one request. A point for them could
+be missing after an interruption, and every search would have to exclude it.
 
-The client's embedded mode (a folder, or ":memory:") does the same in one process, without a server. It unpickles what
-it reads, and a pickle can run code: open only folders of your own.
+The client's embedded mode (a folder, or ":memory:") does the same in one process, without a server. It unpickles its
+files, and a pickle can run code: open only folders of your own.
 """
 
 import json
@@ -29,37 +29,40 @@ from modules.heads import HEADS
 from video_search.stores import FileState
 from video_search.vectors import Query, VideoVectors
 
-INSTALL = 'pip install "qdrant-client>=1.20"'  # before, embedded MAX_SIM stumbled over points without vectors
-LEAST_SERVER = (1, 16)  # the first that keeps metadata of a collection
+INSTALL = 'pip install "qdrant-client>=1.20"'  # embedded MAX_SIM of earlier versions fails on points without vectors
+LEAST_SERVER = (1, 16)  # the first with metadata of a collection
 API_KEY = "QDRANT_API_KEY"  # the environment variable
 IN_MEMORY = ":memory:"
-COLLECTION_NAME = re.compile(r"\w[\w.-]{0,199}")  # as part of an address or of a path these change no meaning
+COLLECTION_NAME = re.compile(r"\w[\w.-]{0,199}")  # harmless in an address and in a path
 METADATA, FORMAT = "video_search", 1
 CONNECT_SECONDS, WORK_SECONDS = 5, 60
-BATCH_VIDEOS, BATCH_VALUES = 64, 1 << 20  # a number takes about 20 bytes of JSON, and a server takes 32 MB at once
-PAGE = 1000  # files of one answer
-WIDENING, LEAST_SHORTLIST = 4, 200  # videos that the first stage hands on, for each candidate and at the least
+BATCH_VIDEOS, BATCH_VALUES = (
+    64,
+    1 << 20,
+)  # about 20 bytes of JSON per number; a server accepts 32 MB per request
+PAGE = 1000  # files per answer
+WIDENING, LEAST_CANDIDATES = 4, 200  # of the first stage: per final candidate, and at least
 STATE_FIELDS = ["path", "size", "mtime_ns", "reason"]
 
 
 class QdrantStore:
     """A collection of a Qdrant server or of an embedded folder.
 
-    Reading shows what is stored: batches of `put` are as soon as they are full, the rest by `commit`. Each file is
-    replaced as a whole, so that after an interruption every file is there as one of its two states. Errors are
+    A full batch of `put` is stored at once, the rest by `commit`; reads return stored vectors only. Each file is
+    replaced as a whole, so that after an interruption every file has either its previous or its new state. Errors are
     OSError and ValueError of one line.
     """
 
     directory = None
 
     def __init__(self, url: str, collection: str, client: Any) -> None:
-        """`client` is a QdrantClient, or None for a folder that `begin` shall make."""
+        """`client` is a QdrantClient, or None for a folder that `begin` creates."""
         self.settings: dict[str, Any] = {}
         self.fingerprint = ""
         self.folder: Path | None = None
         self._url, self._collection, self._client = url, collection, client
         self._place = f"collection {collection!r} of {url}"
-        self._waiting: dict[str, Any] = {}  # by path: its PointStruct, or None to remove it
+        self._waiting: dict[str, Any] = {}  # path: its PointStruct, or None to remove it
         self._is_made = False
         if client is not None:
             with clear_errors(url):
@@ -69,17 +72,19 @@ class QdrantStore:
 
     @classmethod
     def open(cls, url: str, collection: str = "videos") -> "QdrantStore":
-        """The collection at `url`: http(s)://, a folder for the embedded mode, or ":memory:".
+        """Open the collection at `url`: http(s)://, a folder for the embedded mode, or ":memory:".
 
-        Nothing is made before `begin`. A server's key is the environment's QDRANT_API_KEY. Raises OSError where the
-        server cannot be reached or the folder is in use, ValueError for a collection that is not of this program.
+        Nothing is created before `begin`. The key of a server is the environment variable QDRANT_API_KEY.
+
+        Raises: OSError if the server cannot be reached or the folder is in use; ValueError if the collection was not
+        made by this program.
         """
         if not COLLECTION_NAME.fullmatch(collection):
             raise ValueError(f"--collection {collection!r}: letters, digits, '_', '-' and '.' make a name, up to 200")
         return cls(url, collection, connect(url))
 
     def close(self) -> None:
-        """Give an embedded folder free; what was put and not committed is forgotten."""
+        """Release an embedded folder; uncommitted changes are dropped."""
         if self._client is not None:
             self._client.close()
 
@@ -92,7 +97,7 @@ class QdrantStore:
             return self._client.count(self._collection, count_filter=with_vectors, exact=True).count
 
     def files(self) -> dict[str, FileState]:
-        """All files, bad ones too, by their paths."""
+        """Return the state of every file, unreadable ones included, by its path."""
         return {
             payload["path"]: FileState(payload["size"], payload["mtime_ns"], payload["reason"])
             for payload in self._payloads()
@@ -112,17 +117,17 @@ class QdrantStore:
                 self._client.update_collection(self._collection, metadata=self._metadata())
 
     def put(self, path: str, state: FileState, vectors: VideoVectors | None) -> None:
-        """Add or replace one file; `vectors` of one video, or None for a bad file."""
+        """Add or replace one file: the vectors of one video, or None for an unreadable file."""
         self._wait(path, as_point(path, state, vectors))
 
     def remove(self, path: str) -> None:
-        """Forget one file, if it is there."""
+        """Remove one file, if it is present."""
         self._wait(path, None)
 
     def commit(self) -> None:
-        """Return when all that was put and removed is stored.
+        """Store every `put` and `remove`.
 
-        Bad files wait for the first video: its width makes the collection.
+        Unreadable files wait for the first video, whose width defines the collection.
         """
         if not self._is_made:
             videos = self._new_videos()
@@ -145,18 +150,18 @@ class QdrantStore:
         """Return None: a search fetches the vectors of its candidates alone."""
 
     def candidates(self, query: Query, count: int) -> tuple[list[str], VideoVectors]:
-        """Paths and vectors of `count` videos, for the exact scores; of fewer where the collection has fewer.
+        """Return paths and vectors of `count` candidates to re-rank by their exact scores, fewer if there are fewer.
 
-        Pooled and tight heads: those whose pooled vectors are nearest. Token heads: of four times as many, those of the
-        highest MAX_SIM of frames with words that are multiplied by their weights, the sum over words w_t max_v cosine:
-        the text-to-video half of the weighted token-wise interaction, but for the floor of a video with padding.
+        Pooled and tight heads: the nearest pooled vectors. Token heads: of four times as many of these, the highest
+        MaxSim of weighted words with frames, the sum over words of w_t max_v cosine: the text-to-video half of the
+        weighted token-wise interaction, except for the floor of a video with padding.
         """
         if not self._is_made:
             raise ValueError(f"{self._place} has no videos")
         models = qdrant().models
         stages: dict[str, Any] = {"query": query.pooled.tolist(), "using": "pooled"}
         if HEADS[self.settings["sim_header"]].encodes_tokens:
-            shortlist = models.Prefetch(**stages, limit=max(WIDENING * count, LEAST_SHORTLIST))
+            shortlist = models.Prefetch(**stages, limit=max(WIDENING * count, LEAST_CANDIDATES))
             words = query.vectors * query.weights[:, np.newaxis]
             stages = {"prefetch": shortlist, "query": words.tolist(), "using": "frames"}
         with clear_errors(self._url):
@@ -170,7 +175,7 @@ class QdrantStore:
         )
 
     def example(self, path: str) -> VideoVectors:
-        """The stored vectors of one video. Raises ValueError where it has none."""
+        """Return the stored vectors of one video. Raises ValueError if it has none."""
         points = []
         if self._is_made:
             with clear_errors(self._url):
@@ -180,7 +185,7 @@ class QdrantStore:
         return as_vectors(points[0])
 
     def _payloads(self) -> Iterator[dict[str, Any]]:
-        """Path and state of every file, page by page."""
+        """Yield path and state of every file, page by page."""
         offset = None
         while self._is_made:
             with clear_errors(self._url):
@@ -205,7 +210,7 @@ class QdrantStore:
         max_sim = models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM)
         vectors = {
             "pooled": models.VectorParams(size=width, distance=models.Distance.DOT),
-            # frames are only compared for videos of the shortlist: no graph, and they need no memory
+            # frames are compared for candidates only: they need no graph and no memory
             "frames": models.VectorParams(
                 size=width,
                 distance=models.Distance.DOT,
@@ -219,12 +224,12 @@ class QdrantStore:
         self._is_made = True
 
     def _metadata(self) -> dict[str, str]:
-        """As one text, since Qdrant merges metadata key by key."""
+        """Return the metadata as one text, because Qdrant merges metadata key by key."""
         index = {"fingerprint": self.fingerprint, "settings": self.settings, "folder": str(self.folder)}
         return {METADATA: json.dumps({"format": FORMAT, **index}, sort_keys=True)}
 
     def _read_metadata(self) -> None:
-        """Raises ValueError for a collection whose settings or vectors are not those that this class makes."""
+        """Read settings, fingerprint and folder. Raises ValueError if this class did not make the collection."""
         with clear_errors(self._url):
             config = self._client.get_collection(self._collection).config
         text = (config.metadata or {}).get(METADATA)
@@ -238,7 +243,7 @@ class QdrantStore:
 
 
 def qdrant() -> ModuleType:
-    """The package qdrant_client, which only this store needs. Raises ValueError where it is not installed."""
+    """Import the package qdrant_client, which only this store needs. Raises ValueError if it is not installed."""
     try:
         import qdrant_client
     except ModuleNotFoundError as error:
@@ -247,14 +252,14 @@ def qdrant() -> ModuleType:
 
 
 def connect(url: str, make_folder: bool = False) -> Any:
-    """A QdrantClient of a server or of a folder; None for a folder that does not exist and is not to be made."""
+    """Return a QdrantClient of a server or a folder; None for a missing folder unless `make_folder`."""
     if url.lower().startswith(("http://", "https://")):
         return connect_to_server(url)
     if re.fullmatch(r"[\w.-]+:\d+(/.*)?", url):
         raise ValueError(f"--url {url}: the address of a server begins with http:// or https://")
     if url == IN_MEMORY:
         return qdrant().QdrantClient(location=url)
-    if not (Path(url) / "meta.json").is_file():  # which the embedded mode writes first
+    if not (Path(url) / "meta.json").is_file():  # the embedded mode writes it first
         if Path(url).is_dir() and any(Path(url).iterdir()):
             raise ValueError(f"--url {url}: this folder has other files and no Qdrant collections; choose a new one")
         if not make_folder:
@@ -263,14 +268,14 @@ def connect(url: str, make_folder: bool = False) -> Any:
 
 
 def connect_to_server(url: str) -> Any:
-    if "@" in url:  # the client would leave a user and password out, and errors would show them
+    if "@" in url:  # the client would drop user and password, and errors would show them
         raise ValueError(f"--url has an '@'; a server's key comes from the environment variable {API_KEY}")
     key = os.environ.get(API_KEY, "").strip()
     if not (key.isascii() and key.isprintable()):  # the error of the HTTP library would show the key
         raise ValueError(f"the environment variable {API_KEY} has characters that a key cannot have")
 
     def client(seconds: int) -> Any:
-        # the client's own check of versions warns from a thread, about versions that do work
+        # the client's own version check warns from a thread, also about versions that work
         return qdrant().QdrantClient(url=url, api_key=key or None, timeout=seconds, check_compatibility=False)
 
     with clear_errors(url):
@@ -287,7 +292,7 @@ def open_folder(folder: str) -> Any:
     client_class = qdrant().QdrantClient
     try:
         return client_class(path=folder)
-    except RuntimeError as error:  # the client's word for a locked folder
+    except RuntimeError as error:  # the client raises it for a locked folder
         raise OSError(f"--url {folder}: another process has this folder open; wait for it, or use a server") from error
     except (KeyError, TypeError, ValueError, EOFError, UnpicklingError, sqlite3.Error) as error:
         raise OSError(f"--url {folder}: damaged, or not made by Qdrant: {first_line(error)}") from error
@@ -295,18 +300,18 @@ def open_folder(folder: str) -> Any:
 
 @contextmanager
 def clear_errors(url: str) -> Iterator[None]:
-    """What the client raises of a server or of a disk becomes an OSError of one line."""
+    """Turn the client's errors of a server or a disk into an OSError of one line."""
     package, place = qdrant(), f"Qdrant at {url}"
     try:
         yield
     except package.http.exceptions.UnexpectedResponse as error:
         if error.status_code in (401, 403):
-            message = f"{place} does not let you in ({error.status_code}); set the environment variable {API_KEY}"
+            message = f"{place} denies access ({error.status_code}); set the environment variable {API_KEY}"
         else:
             message = f"{place} answers {error.status_code}: {first_line(error.content.decode(errors='replace'))}"
         raise OSError(message) from error
     except (package.http.exceptions.ResponseHandlingException, json.JSONDecodeError) as error:
-        raise OSError(f"{place} cannot be reached, or is no Qdrant: {first_line(error)}") from error
+        raise OSError(f"{place} cannot be reached, or is not Qdrant: {first_line(error)}") from error
     except package.common.client_exceptions.QdrantException as error:  # too many requests
         raise OSError(f"{place} refuses: {first_line(error)}") from error
     except sqlite3.Error as error:
@@ -314,13 +319,13 @@ def clear_errors(url: str) -> Iterator[None]:
 
 
 def first_line(error: object) -> str:
-    """At most 200 characters of it."""
+    """Return the first line of an error, at most 200 characters."""
     text = str(error) or type(error).__name__
     return text.splitlines()[0][:200]
 
 
 def has_our_vectors(vectors: Any) -> bool:
-    """True for the vectors of a collection's configuration that `QdrantStore` makes."""
+    """Return True if a collection's vectors are configured as `QdrantStore` does."""
     models = qdrant().models
     if not isinstance(vectors, dict) or set(vectors) != {"pooled", "frames"}:
         return False
@@ -339,9 +344,9 @@ def point_id(path: str) -> str:
 
 
 def as_point(path: str, state: FileState, vectors: VideoVectors | None) -> Any:
-    """PointStruct of one file. Raises ValueError for a path that is not UTF-8.
+    """Return the PointStruct of one file. Raises ValueError for a path that is not UTF-8.
 
-    float32 values pass through JSON unchanged. JSON has no infinity: a floor of -inf is None.
+    float32 values pass through JSON unchanged. A floor of -inf becomes None, because JSON has no infinity.
     """
     models = qdrant().models
     try:
@@ -359,7 +364,7 @@ def as_point(path: str, state: FileState, vectors: VideoVectors | None) -> Any:
 
 
 def as_vectors(point: Any) -> VideoVectors:
-    """The one video of a point with vectors and payload."""
+    """Return the video of a point with vectors and payload."""
     floor = point.payload["floor"]
     return VideoVectors(
         frames=np.array(point.vector["frames"], np.float32),

@@ -69,7 +69,7 @@ def blocks(videos: VideoVectors, frames: int) -> Iterator[VideoVectors]:
         first, first_frame = last, places.stop
 
 
-def shortlist(query: Query, pooled: np.ndarray, count: int) -> np.ndarray:
+def nearest(query: Query, pooled: np.ndarray, count: int) -> np.ndarray:
     """Return the indices of the `count` videos whose pooled vectors (N,D) are nearest to the query's, nearest first."""
     return top(pooled @ query.pooled, count)
 

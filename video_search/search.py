@@ -24,7 +24,7 @@ from video_search.scoring import top as highest
 from video_search.stores import SearchableStore
 from video_search.vectors import Hit, Query, VideoVectors
 
-DEFAULT_SHORTLIST = 200  # for a store that cannot be scanned
+DEFAULT_CANDIDATES = 200  # of a store that cannot be scanned
 MANY_PAIRS = 500  # a cross encoder reads as many in some seconds
 
 
@@ -33,7 +33,7 @@ class Results:
     """The hits, best first, with the query and the cost of the search."""
 
     query: Query
-    asked: str  # the text, or the path of the example
+    asked: str  # text, or path of the example
     hits: tuple[Hit, ...]
     seconds: float  # for encoding the query, finding the hits and explaining them
     scanned: int  # videos that were scored exactly: all, or the candidates
@@ -50,7 +50,7 @@ class Ranking(NamedTuple):
     paths: list[str]
     scores: np.ndarray  # (K,) float32
     videos: VideoVectors
-    scanned: int  # videos that were scored exactly
+    scanned: int  # videos scored exactly
 
 
 class VideoSearch:
@@ -59,7 +59,7 @@ class VideoSearch:
     def __init__(self, store: SearchableStore, encoder: Encoder):
         """Raises: ValueError if `store` has no videos yet, or the vectors of another encoder."""
         if not store.fingerprint:
-            raise ValueError("the index has no videos yet; python -m scripts.index FOLDER --index DIR makes one")
+            raise ValueError("the index has no videos yet; add some with python -m scripts.index FOLDER --index DIR")
         check_same_encoder(store, encoder)
         self.store = store
         self.encoder = encoder
@@ -74,10 +74,12 @@ class VideoSearch:
     ) -> "VideoSearch":
         """Open the search over the index in this folder, or over `store`.
 
-        `init_model` is the checkpoint, without it the one that the index remembers. `flags` are those of
-        `add_encoder_flags`; the index knows them, and one that it contradicts is an error.
-        Raises FileNotFoundError for an index or a checkpoint that is not there, ValueError for one that is damaged and
-        for a checkpoint or a flag that the vectors of the index were not made with.
+        Args:
+            init_model: checkpoint, by default the one recorded in the index.
+            flags: those of `add_encoder_flags`; by default those recorded in the index, which they must not contradict.
+
+        Raises: FileNotFoundError if index or checkpoint is missing; ValueError if one is damaged, or if the vectors of
+        the index were made with another checkpoint or other flags.
         """
         store = IndexReader.open(index) if store is None else store
         return cls(store, Encoder.load(init_model, store.settings, **flags))
@@ -88,7 +90,8 @@ class VideoSearch:
     def text(self, text: str, top: int = 10, shortlist: int | None = None) -> Results:
         """Return the `top` videos that match the text best.
 
-        All videos are scored exactly, or only `shortlist` candidates, whose pooled vectors are nearest to the query's.
+        All videos are scored exactly. With `shortlist`, so many candidates are selected by their pooled vectors,
+        then re-ranked by their exact scores.
 
         Raises: ValueError for an empty or too long text, a `top` or `shortlist` below 1, or an empty index.
         """
@@ -118,7 +121,7 @@ class VideoSearch:
                 raise ValueError(f"{name} {value} must be at least 1")
         more = int(excluded is not None)
         everything = self.store.scan() if shortlist is None else None
-        count = (shortlist or max(top, DEFAULT_SHORTLIST)) + more
+        count = (shortlist or max(top, DEFAULT_CANDIDATES)) + more
         paths, videos = everything or self.store.candidates(query, count)
         found = scores(query, videos, self.encoder)
         others = [place for place in highest(found, top + more, paths) if paths[place] != excluded]
@@ -138,7 +141,9 @@ class VideoSearch:
 def cross_encoder_notice(head: Head, query: Query, scanned: int) -> str:
     """Return a notice on the limits of a head that reads pairs, or an empty text."""
     if head.reads_pairs and query.is_video:
-        return f"the head {head.name} reads no videos as queries: these are compared by the cosine of their mean frames"
+        return (
+            f"the head {head.name} cannot read an example video; videos are compared by the cosine of their mean frames"
+        )
     if head.reads_pairs and scanned > MANY_PAIRS:
-        return f"the head {head.name} has read each of {scanned} videos with the query: --shortlist 200 is faster"
+        return f"the head {head.name} read the query with each of {scanned} videos; --shortlist 200 is faster"
     return ""

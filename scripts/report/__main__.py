@@ -1,4 +1,4 @@
-"""A report of runs in one HTML file: `python -m scripts.report RUN... [--output report.html] [--gallery N]`
+"""Write a report of runs to one HTML file: `python -m scripts.report RUN... [--output report.html] [--gallery N]`
 
 Each RUN is an `--output_dir`. The page has the final numbers with their intervals, the curves of trainings, histograms
 of ranks, and the worst queries with frames of the true and of the preferred video. It needs no other file and no
@@ -15,7 +15,7 @@ from scripts.report.page import page
 
 
 def count(text: str) -> int:
-    """A whole number that is not negative, for argparse."""
+    """Return a non-negative integer, for argparse."""
     if int(text) < 0:
         raise ValueError(text)
     return int(text)
@@ -24,8 +24,8 @@ def count(text: str) -> int:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, help="output folders of runs")
-    parser.add_argument("--output", type=Path, help="the HTML file; without it, report.html in the first RUN")
-    parser.add_argument("--gallery", type=count, default=12, help="worst queries of each run, 0 for none")
+    parser.add_argument("--output", type=Path, help="HTML file, by default report.html in the first RUN")
+    parser.add_argument("--gallery", type=count, default=12, help="number of worst queries per run, 0 for none")
     args = parser.parse_args(argv)
     output = args.output or args.runs[0] / "report.html"
     try:

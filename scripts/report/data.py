@@ -1,4 +1,4 @@
-"""What a report shows of runs: their numbers, curves, ranks, and worst queries with the frames of the videos."""
+"""Read the data of a report: numbers, curves, ranks, and worst queries with frames of the videos."""
 
 import csv
 import math
@@ -12,13 +12,13 @@ from metrics import TEXT_TO_VIDEO
 from modules.checkpoint import read_flags
 
 Curve = tuple[list[float], list[float]]
-"""Places on the horizontal axis, and values."""
+"""Positions on the horizontal axis, and values."""
 
 BIN_ENDS = (1, 5, 10, 50, 100, 500, 1000, 5000, 10000)  # last rank of each bin
 FRAMES_SHOWN = 4
 FRAME_SIZE = 96  # pixels
 JPEG_QUALITY = 80
-FRAMERATE = 4  # samples per second, so that a clip of a second has as many frames as are shown
+FRAMERATE = 4  # samples per second, so that a clip of one second fills the row of frames
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,9 @@ class Run:
         return self.metrics["protocol"]["epoch_picked_on"] is not None
 
     def step_curves(self, key: str) -> list[Curve]:
-        """Values of the training's log lines over optimizer steps: nothing, a curve, or the highest and the lowest.
+        """Return values of the training's log lines over optimizer steps: no curve, one, or the highest and the lowest.
 
-        There are two where a line holds several values, as it does of learning rates. A value that was not finite is
-        NaN.
+        There are two if a line holds several values, such as learning rates. A non-finite value is NaN.
         """
         lines = [line for line in self.lines if line["kind"] == "step"]
         values = [line.get(key) if isinstance(line.get(key), list) else [line.get(key)] for line in lines]
@@ -54,12 +53,12 @@ class Run:
         )
 
     def epoch_losses(self) -> Curve:
-        """The mean loss of every epoch, over optimizer steps."""
+        """Return the mean loss of every epoch over optimizer steps."""
         lines = [line for line in self.lines if line["kind"] == "epoch"]
         return [line["step"] for line in lines], [math.nan if line["loss"] is None else line["loss"] for line in lines]
 
     def recalls(self, key: str, name: str) -> Curve:
-        """A training's recall such as R1 in percent over epochs from 0; `key` is the direction in `metrics.json`."""
+        """Return a training's recall such as R1, in percent, over epochs from 0, for a direction of `metrics.json`."""
         lines = [line for line in self.lines if line["kind"] == "evaluation" and line["step"] is not None]
         if not lines and self.is_training:
             split = self.metrics["protocol"]["epoch_picked_on"]
@@ -68,9 +67,9 @@ class Run:
 
 
 def read_runs(folders: list[Path]) -> list[Run]:
-    """The runs, named by their folders, or by whole paths where names are equal.
+    """Return the runs, named by their folders, or by their paths if the names are not unique.
 
-    FileNotFoundError or ValueError naming the file where a folder is none of a run.
+    Raises: FileNotFoundError or ValueError, naming the file, if a folder is not that of a run.
     """
     names = [folder.resolve().name for folder in folders]
     return [
@@ -83,7 +82,7 @@ def read_runs(folders: list[Path]) -> list[Run]:
 
 
 def ranks_of(folder: Path, direction: str) -> list[int]:
-    """All ranks, from 1, of a direction in `ranks.csv`; ValueError naming the file where it has none."""
+    """Return all ranks, from 1, of a direction in `ranks.csv`. Raises ValueError, naming the file, if it has none."""
     ranks = list(read_ranks(folder, direction).values())
     if not ranks:
         raise ValueError(f"{folder / RANKS_FILE} has no {direction} queries")
@@ -91,7 +90,7 @@ def ranks_of(folder: Path, direction: str) -> list[int]:
 
 
 def bins(highest_rank: int) -> list[tuple[int, int]]:
-    """First and last rank of every bin of a histogram that holds all ranks.
+    """Return first and last rank of every bin of a histogram of all ranks.
 
     >>> bins(30)
     [(1, 1), (2, 5), (6, 10), (11, 50)]
@@ -103,7 +102,7 @@ def bins(highest_rank: int) -> list[tuple[int, int]]:
 
 
 def histogram(ranks: list[int], bins: list[tuple[int, int]]) -> list[float]:
-    """Percent of the ranks (from 1) in each bin.
+    """Return the percentage of the ranks (from 1) in each bin.
 
     >>> histogram([1, 1, 4, 30], [(1, 1), (2, 5), (6, 10), (11, 50)])
     [50.0, 25.0, 0.0, 25.0]
@@ -114,9 +113,9 @@ def histogram(ranks: list[int], bins: list[tuple[int, int]]) -> list[float]:
 
 @dataclass(frozen=True)
 class Miss:
-    """A text whose true video is not the first: rank from 1, the preferred video, and scores.
+    """A text whose true video does not rank first: its rank, from 1, the preferred video, and scores.
 
-    `scores` are those of the first five videos by name; the true one may not be among them.
+    `scores` are those of the first five videos, by name; the true one may not be among them.
     """
 
     text: str
@@ -127,7 +126,10 @@ class Miss:
 
 
 def worst_queries(folder: Path, count: int) -> list[Miss]:
-    """The `count` texts of `ranks.csv` with the highest ranks, highest first; ValueError naming a damaged file."""
+    """Return the `count` texts of `ranks.csv` with the highest ranks, highest first.
+
+    Raises: ValueError, naming the file, if it is damaged.
+    """
     path = folder / RANKS_FILE
     misses = []
     with path.open(encoding="utf-8", newline="") as file:
@@ -145,7 +147,7 @@ def worst_queries(folder: Path, count: int) -> list[Miss]:
 
 
 class Frames:
-    """Pictures of a run's videos, each video read once."""
+    """Frames of a run's videos; each video is read once."""
 
     def __init__(self, folder: Path):
         self.path = folder / GALLERY_FILE
@@ -153,7 +155,7 @@ class Frames:
         self._known: dict[str, list[bytes] | str] = {}
 
     def of(self, video: str) -> list[bytes] | str:
-        """Up to four evenly spread frames of a video of `gallery.csv` as JPEG files, or why there are none."""
+        """Return up to four evenly spread frames of a video of `gallery.csv` as JPEG, or the reason for none."""
         if video not in self._known:
             try:
                 self._known[video] = self._read(video)

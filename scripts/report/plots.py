@@ -1,4 +1,4 @@
-"""Plots of a report as SVG elements that stand in a page: its font and text colour are theirs."""
+"""Draw plots of a report as SVG elements of a page, in its font and text colour."""
 
 import colorsys
 import io
@@ -13,26 +13,26 @@ from matplotlib.ticker import MaxNLocator
 
 from scripts.report.data import Curve
 
-# of middle lightness, to be seen on white and on black
+# medium lightness, visible on white and on black
 COLOURS = ("#3b82f6", "#f97316", "#10a37f", "#d946ef", "#ca8a04", "#ef4444", "#06b6d4", "#8b5cf6")
-GOLDEN_RATIO = 0.618  # steps of it around the circle of hues come near no earlier one for long
+GOLDEN_RATIO = 0.618  # as a step of hue, it keeps many colours far apart
 INK = "#010203"  # stands for the page's text colour until the SVG is written
 INCHES = (4.4, 2.7)
 MOST_MARKED_POINTS = 25
 
 
 def colour(run: int) -> str:
-    """The colour of a run, `#rrggbb`, by its place among all."""
+    """Return the colour of a run, `#rrggbb`, by its number."""
     if run < len(COLOURS):
         return COLOURS[run]
     return to_hex(colorsys.hls_to_rgb(run * GOLDEN_RATIO % 1, 0.55, 0.65))
 
 
 def curves_plot(name: str, of_runs: list[list[Curve]], x_label: str, means: list[Curve] | None = None) -> str:
-    """SVG of the curves of every run, the first of each bold; over thin curves, their `means`.
+    """Return the SVG of the curves of every run, the first of each bold, or all thin below bold `means`.
 
     Args:
-        name: unique in the page; what a screen reader says.
+        name: unique in the page; the label for screen readers.
     """
 
     def draw(axes: Axes) -> None:
@@ -52,12 +52,12 @@ def curves_plot(name: str, of_runs: list[list[Curve]], x_label: str, means: list
 
 
 def marker(points: list) -> str | None:
-    """Few points are marked; a single one would not be seen else."""
+    """Return a marker for curves of few points, because a single point is invisible without it."""
     return "o" if len(points) <= MOST_MARKED_POINTS else None
 
 
 def histogram_plot(name: str, bins: list[tuple[int, int]], shares: list[list[float]]) -> str:
-    """SVG of the percent of queries in each bin of ranks, a bar for every run."""
+    """Return the SVG of the percentage of queries in each bin of ranks, a bar for every run."""
 
     def draw(axes: Axes) -> None:
         width = 0.8 / len(shares)
@@ -76,7 +76,7 @@ def histogram_plot(name: str, bins: list[tuple[int, int]], shares: list[list[flo
 
 
 def svg(name: str, draw: Callable[[Axes], None]) -> str:
-    """The SVG element of what `draw` draws; it needs no display."""
+    """Return the SVG element of what `draw` draws; no display is needed."""
     settings = {"svg.fonttype": "none", "svg.hashsalt": name, "axes.formatter.useoffset": False, "font.size": 9}
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=INCHES, layout="constrained")
@@ -91,14 +91,14 @@ def svg(name: str, draw: Callable[[Axes], None]) -> str:
             label.set_color(INK)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True)
-    return for_a_page(file.getvalue(), name)
+    return embed_svg(file.getvalue(), name)
 
 
-def for_a_page(text: str, name: str) -> str:
-    """An SVG file as an element of a page that holds several.
+def embed_svg(text: str, name: str) -> str:
+    """Return an SVG file as an element of a page with several plots.
 
-    Names of elements become those of this plot alone, and what belongs to a file goes: namespaces, metadata, a style
-    sheet for everything around it, and a size in points.
+    Ids become unique to this plot, and the parts of a file are removed: namespaces, metadata, a style sheet that would
+    apply to the whole page, and a size in points.
     """
     root = ElementTree.fromstring(text)
     prefix = "".join(letter if letter.isalnum() else "-" for letter in name) + "-"

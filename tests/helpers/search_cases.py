@@ -125,7 +125,7 @@ def run_update(index: Path, folder: Path, encoder: FakeEncoder, **options) -> in
 
 
 def counts(summary: indexing.Summary) -> tuple[int, ...]:
-    return summary.added, summary.changed, summary.removed, summary.unchanged, len(summary.bad)
+    return summary.added, summary.changed, summary.removed, summary.unchanged, len(summary.unreadable)
 
 
 def check_index(index: Path, folder: Path) -> None:

@@ -1,16 +1,16 @@
-// The page of video_search/web/app.py: asks the server, shows what it found, and can be used with the keyboard alone.
+// The page of video_search/web/app.py: sends queries, shows the results, and can be used with the keyboard alone.
 
 const element = (id) => document.getElementById(id);
 const [form, query, file, status] = ["search", "query", "file", "status"].map(element);
 const [asked, example, words, results, more] = ["asked", "example", "words", "results", "more"].map(element);
 
-const MARKS = ["[start]", "[end]"]; // tokens that stand for the sentence as a whole
-const STEP = 10; // videos that are asked for at first, and again by "More videos"
+const MARKS = ["[start]", "[end]"]; // tokens that represent the whole sentence
+const STEP = 10; // videos of a first request, and of each "More videos"
 
 let limits = { max_top: 100, max_upload_bytes: Infinity, max_characters: Infinity };
-let running = new AbortController(); // the newest search; an older one is given up
+let running = new AbortController(); // the newest search; older ones are aborted
 let repeat = null; // the newest search, as a function of the number of videos
-let hits = []; // what is shown, in the order of the list
+let hits = []; // the hits on the page, in the order of the list
 
 // ---- Asking ----
 
@@ -147,7 +147,7 @@ function show(answer, count) {
 }
 
 function showWords(hit) {
-  // Heads that know only the whole sentence weigh all words alike: what each adds to the score says more.
+  // Heads that encode whole sentences give equal weights to all words: their shares of the score say more.
   const alike = hit.words.length > 1 && hit.words.every((word) => word.weight === hit.words[0].weight);
   const value = (word) => Math.max(alike ? word.share : word.weight, 0);
   const most = Math.max(...hit.words.map(value));
@@ -162,7 +162,7 @@ function showWords(hit) {
     button.addEventListener("click", () => showSecond(results.children[hits.indexOf(hit)], word.second));
     return item;
   }));
-  words.dir = getComputedStyle(query).direction; // of the text that was typed
+  words.dir = getComputedStyle(query).direction; // the direction of the typed text
   element("unit").textContent = alike ? "what the words add to the score" : "the weights of the words";
   element("shades").hidden = !hit.words.length; // an example has none
   element("shown").textContent = hit.name;
@@ -187,9 +187,9 @@ function makeResult(hit, rank) {
   video.poster = frameAddress(hit, best);
   video.src = `video/${hit.video}`;
   video.addEventListener("error", () => explain(item, hit));
-  video.currentTime = hit.moments[best].second; // where playing starts, once it does
+  video.currentTime = hit.moments[best].second; // playback starts here
   video.addEventListener("timeupdate", () => followTime(item, hit));
-  // A file whose sound alone can be played gives no error.
+  // A file of which only the sound can be played raises no error.
   video.addEventListener("loadedmetadata", () => video.videoWidth || explain(item, hit));
   video.addEventListener("play", () => pauseOthers(video));
   item.addEventListener("focusin", () => showWords(hit));
@@ -236,7 +236,7 @@ function selectFrame(item, number) {
 }
 
 function followTime(item, hit) {
-  const now = item.querySelector("video").currentTime + 0.01; // a player may stop just before the second it is sent to
+  const now = item.querySelector("video").currentTime + 0.01; // a player may stop just before the requested second
   const shown = hit.moments.filter((moment) => moment.second <= now).length;
   selectFrame(item, Math.max(shown - 1, 0));
 }
@@ -257,7 +257,7 @@ function showSecond(item, second) {
 
 function playOrPause(video) {
   if (video.hidden) return;
-  if (video.paused) video.play().catch(() => {}); // the error event says what is wrong
+  if (video.paused) video.play().catch(() => {}); // the error event reports the reason
   else video.pause();
 }
 
@@ -298,7 +298,7 @@ function pressInResult(item, event) {
     ArrowLeft: () => moveFrame(item, -1),
     s: () => item.querySelector(".similar").click(),
   };
-  // Enter and Space on a button or link of the result are its own.
+  // Enter and Space on a button or link of the result keep their own action.
   if (event.target === item) actions.Enter = actions[" "] = () => playOrPause(item.querySelector("video"));
   return actions[event.key];
 }
@@ -309,7 +309,7 @@ function press(event) {
   let action;
   if (event.target === query) action = event.key === "ArrowDown" && (() => results.firstElementChild?.focus());
   else if (event.key === "/") action = () => query.select();
-  else if (item && event.target.tagName !== "VIDEO") action = pressInResult(item, event); // a player has its own keys
+  else if (item && event.target.tagName !== "VIDEO") action = pressInResult(item, event); // the player handles its own keys
   if (!action) return;
   event.preventDefault();
   action();
