@@ -34,7 +34,7 @@ def add_encoder_flags(parser: argparse.ArgumentParser, without: Collection[str] 
             fallback = f" (else {default})" if default != "" else ""
             group.add_argument(
                 f"--{name}", type=flag.kind, choices=list(flag.choices) or None,
-                help=f"{flag.encoder_help or flag.help}{fallback}",
+                help=f"{flag.encoder_help or flag.help}{fallback}".replace("%", "%%"),
             )  # fmt: skip
 
 
