@@ -112,7 +112,7 @@ def test_precision_of_the_towers(clip_file, precision, dtype):
 
 
 def test_a_clip_with_a_smaller_vocabulary_than_the_tokenizer(clip_file):
-    with pytest.raises(ValueError, match="knows 50 tokens, but the tokenizer has 51"):
+    with pytest.raises(ValueError, match="has a vocabulary of 50 tokens, the tokenizer one of 51"):
         init_model(clip_file, vocabulary=51)
 
 
