@@ -1,6 +1,6 @@
 """The one place that builds a DataLoader: `DATALOADER_DICT[data set][split]`, and the loaders of an evaluation.
 
-To add a data set, write its reader, `read_split(args, subset) -> Annotations`, and give it two lines at the end.
+To add a data set, write its reader, `read_split(config, subset) -> Annotations`, and give it two lines at the end.
 """
 
 import logging
@@ -20,6 +20,7 @@ from dataloaders import (
     dataloader_vatex_retrieval,
 )
 from dataloaders.annotations import Annotations
+from dataloaders.data_config import DataConfig
 from dataloaders.frame_cache import FrameCache
 from dataloaders.rawvideo_util import RawVideoExtractor
 from dataloaders.retrieval_dataset import RetrievalDataset
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 def build_train_loader(
-    read_split: ReadSplit, every_caption: Callable[..., bool], args, tokenizer, image_resolution: int = 224
+    read_split: ReadSplit, every_caption: Callable[[DataConfig], bool], args, tokenizer, image_resolution: int = 224
 ) -> tuple[VideoLoader, int, EpochSampler]:
     """The shuffled loader of this process, the number of samples of all processes, and the sampler.
 
@@ -40,33 +41,24 @@ def build_train_loader(
 
     Raises ValueError where the split has fewer samples than `--batch_size`, or that does not divide.
     """
+    config = DataConfig.from_namespace(args)
     rank, world_size = _rank_and_world_size()
-    shares = world_size * args.gradient_accumulation_steps
-    if args.batch_size < 1 or args.batch_size % shares:
-        raise ValueError(
-            f"--batch_size {args.batch_size} must be a positive multiple of {world_size} processes x "
-            f"{args.gradient_accumulation_steps} --gradient_accumulation_steps"
-        )
+    batch_size = config.samples_per_step(world_size)
+    annotations = read_subset(read_split, config, "train")
     dataset = _build_dataset(
-        read_subset(read_split, args, "train"),
-        args,
-        tokenizer,
-        image_resolution,
-        args.train_frame_order,
-        every_caption(args),
+        annotations, config, tokenizer, image_resolution, config.train_frame_order, every_caption(config)
     )
     _log_counts("train", dataset, rank)
-    if len(dataset) < args.batch_size:
+    if len(dataset) < config.batch_size:
         raise ValueError(
-            f"the training split has {len(dataset)} samples, fewer than one batch (--batch_size {args.batch_size}): "
+            f"the training split has {len(dataset)} samples, fewer than one batch (--batch_size {config.batch_size}): "
             "an epoch would have no steps"
         )
-    sampler = EpochSampler(dataset, num_replicas=world_size, rank=rank, shuffle=True, seed=args.seed, drop_last=True)
-    policy = getattr(args, "bad_videos", "fail")
+    sampler = EpochSampler(dataset, num_replicas=world_size, rank=rank, shuffle=True, seed=config.seed, drop_last=True)
     loader = VideoLoader(
-        dataset, dataset.samples(replace_unreadable=policy == "skip"), _new_record("train", policy, dataset),
-        batch_size=args.batch_size // shares, num_workers=args.num_thread_reader, sampler=sampler, drop_last=True,
-        keep_workers=True,
+        dataset, dataset.samples(replace_unreadable=config.bad_videos == "skip"),
+        _new_record("train", config.bad_videos, dataset), batch_size=batch_size, num_workers=config.num_thread_reader,
+        sampler=sampler, drop_last=True, keep_workers=True,
     )  # fmt: skip
     return loader, len(dataset), sampler
 
@@ -79,11 +71,12 @@ def build_evaluation_loader(
     `subset` is a split of the data set, or "holdout" or "bank" (see `read_subset`); the pairs of a bank cannot be read,
     only its captions.
     """
-    annotations = read_subset(read_split, args, subset)
-    dataset = _build_dataset(annotations, args, tokenizer, image_resolution, args.eval_frame_order, True)
+    config = DataConfig.from_namespace(args)
+    annotations = read_subset(read_split, config, subset)
+    dataset = _build_dataset(annotations, config, tokenizer, image_resolution, config.eval_frame_order, True)
     _log_counts(subset, dataset, _rank_and_world_size()[0])
-    policy = getattr(args, "bad_videos", "fail")
-    return evaluation_loader(dataset, subset, policy, args.batch_size_val, args.num_thread_reader), len(dataset)
+    loader = evaluation_loader(dataset, subset, config.bad_videos, config.batch_size_val, config.num_thread_reader)
+    return loader, len(dataset)
 
 
 def evaluation_loader(
@@ -121,26 +114,31 @@ def shard_bounds(length: int, rank: int, world_size: int) -> tuple[int, int]:
 
 
 def _build_dataset(
-    annotations: Annotations, args, tokenizer, image_resolution: int, frame_order: int, every_caption: bool
+    annotations: Annotations,
+    config: DataConfig,
+    tokenizer,
+    image_resolution: int,
+    frame_order: int,
+    every_caption: bool,
 ) -> RetrievalDataset:
     return RetrievalDataset(
         annotations,
         tokenizer,
-        _build_extractor(args, image_resolution),
-        max_words=args.max_words,
-        max_frames=args.max_frames,
-        slice_framepos=args.slice_framepos,
+        _build_extractor(config, image_resolution),
+        max_words=config.max_words,
+        max_frames=config.max_frames,
+        slice_framepos=config.slice_framepos,
         frame_order=frame_order,
         every_caption=every_caption,
-        seed=args.seed,
+        seed=config.seed,
     )
 
 
-def _build_extractor(args, image_resolution: int) -> RawVideoExtractor | FrameCache:
-    extractor = RawVideoExtractor(args.feature_framerate, image_resolution)
-    if not getattr(args, "frame_cache", None):
+def _build_extractor(config: DataConfig, image_resolution: int) -> RawVideoExtractor | FrameCache:
+    extractor = RawVideoExtractor(config.feature_framerate, image_resolution)
+    if not config.frame_cache:
         return extractor
-    return FrameCache(args.frame_cache, extractor, getattr(args, "frame_cache_format", "exact"))
+    return FrameCache(config.frame_cache, extractor, config.frame_cache_format)
 
 
 def _new_record(split: str, policy: str, dataset: RetrievalDataset) -> Callable[[], UnreadableVideos]:
@@ -165,15 +163,17 @@ def _rank_and_world_size() -> tuple[int, int]:
     return 0, 1
 
 
-def _always(args) -> bool:
+def _always(config: DataConfig) -> bool:
     return True
 
 
-def _msrvtt_every_caption(args) -> bool:
-    return args.expand_msrvtt_sentences
+def _msrvtt_every_caption(config: DataConfig) -> bool:
+    return config.expand_msrvtt_sentences
 
 
-def _loaders(read_split: ReadSplit, every_caption: Callable[..., bool] = _always, has_test: bool = True) -> dict:
+def _loaders(
+    read_split: ReadSplit, every_caption: Callable[[DataConfig], bool] = _always, has_test: bool = True
+) -> dict:
     evaluate = partial(build_evaluation_loader, read_split)
     return {
         "train": partial(build_train_loader, read_split, every_caption),
@@ -191,7 +191,7 @@ READERS = {
     "msvd": dataloader_msvd_retrieval.read_split,
     "vatex": dataloader_vatex_retrieval.read_split,
 }
-"""By data set: `read_split(args, subset) -> Annotations`."""
+"""By data set: `read_split(config, subset) -> Annotations`."""
 
 DATALOADER_DICT = {
     "activity": _loaders(READERS["activity"], has_test=False),

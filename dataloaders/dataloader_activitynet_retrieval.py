@@ -4,12 +4,13 @@ import math
 
 from dataloaders.annotation_files import check_entry, check_texts, read_json
 from dataloaders.annotations import Annotations, Caption, locate_captions, require_path
+from dataloaders.data_config import DataConfig
 
 PREFIX = "v_"
 """Stands before every YouTube id in the annotations, and before some or all file names in users' copies."""
 
 
-def read_split(args, subset: str) -> Annotations:
+def read_split(config: DataConfig, subset: str) -> Annotations:
     """Reads `train_ids.json` and `train.json`, or for any other subset `val_ids.json` and `val_1.json`.
 
     Both lie in the folder `--data_path`.  Ids are given without their prefix.  An id that the captions lack is left
@@ -17,7 +18,7 @@ def read_split(args, subset: str) -> Annotations:
 
     Raises FileNotFoundError for a missing file, video or folder, and ValueError for a file of another form.
     """
-    folder = require_path(args.data_path, "--data_path", folder=True)
+    folder = require_path(config.data_path, "--data_path", folder=True)
     names = ("train_ids.json", "train.json") if subset == "train" else ("val_ids.json", "val_1.json")
     listing, source = (folder / name for name in names)
     video_ids = check_texts(read_json(listing, "--data_path", list), f"{listing} (--data_path)")
@@ -36,5 +37,10 @@ def read_split(args, subset: str) -> Annotations:
         captions.append(Caption(video_id.removeprefix(PREFIX), text, 0, math.ceil(entry["duration"])))
     notes = (f"{silent} ids without captions left out",) if silent else ()
     return locate_captions(
-        captions, args.features_path, source=f"{listing} with {source}", flag="--data_path", prefix=PREFIX, notes=notes
+        captions,
+        config.features_path,
+        source=f"{listing} with {source}",
+        flag="--data_path",
+        prefix=PREFIX,
+        notes=notes,
     )

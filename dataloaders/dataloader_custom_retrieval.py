@@ -6,12 +6,13 @@ from pathlib import Path
 
 from dataloaders.annotation_files import check_entry, parse_json, read_csv, read_lines
 from dataloaders.annotations import Annotations, Caption, locate_captions, require_path
+from dataloaders.data_config import DataConfig
 
 SPLITS = ("train", "val", "test")
 KEYS = ("video", "caption", "start", "end", "split")
 
 
-def read_split(args, subset: str) -> Annotations:
+def read_split(config: DataConfig, subset: str) -> Annotations:
     """Reads the subset's rows of `--data_path`, or else of `--train_csv` (training) or `--val_csv` (evaluation).
 
     `--data_path` goes first where it is a file, and needs `split` in every row.  In the other two a row without
@@ -22,11 +23,11 @@ def read_split(args, subset: str) -> Annotations:
     Raises FileNotFoundError for a missing file, video or folder, and ValueError for a file of another form.
     """
     flag = "--train_csv" if subset == "train" else "--val_csv"
-    path = args.train_csv if subset == "train" else args.val_csv
-    if args.data_path and os.path.isfile(args.data_path):
-        flag, path = "--data_path", args.data_path
+    path = config.train_csv if subset == "train" else config.val_csv
+    if config.data_path and os.path.isfile(config.data_path):
+        flag, path = "--data_path", config.data_path
     elif not path or not os.path.isfile(path):
-        raise FileNotFoundError(f"no such file: {args.data_path} (--data_path), nor {path} ({flag})")
+        raise FileNotFoundError(f"no such file: {config.data_path} (--data_path), nor {path} ({flag})")
     captions, splits, ignored = [], set(), set()
     for number, row in _read_rows(Path(path), flag):
         place = f"{path} ({flag}), line {number}"
@@ -44,9 +45,9 @@ def read_split(args, subset: str) -> Annotations:
             captions.append(Caption(row["video"].strip(), row["caption"].strip(), start, end))
     if splits and subset not in splits:
         raise ValueError(f"{path} ({flag}) has no row of the split {subset}, only of {', '.join(sorted(splits))}")
-    annotations = locate_captions(captions, args.features_path, source=path, flag=flag, by_name=True)
+    annotations = locate_captions(captions, config.features_path, source=path, flag=flag, by_name=True)
     notes = (f"ignored columns: {', '.join(sorted(ignored))}",) if ignored else ()
-    return _named_by_file(annotations, Path(args.features_path), notes) if annotations.video_paths else annotations
+    return _named_by_file(annotations, Path(config.features_path), notes) if annotations.video_paths else annotations
 
 
 def _named_by_file(annotations: Annotations, folder: Path, notes: tuple[str, ...]) -> Annotations:

@@ -2,11 +2,12 @@
 
 from dataloaders.annotation_files import check_entry, read_ids, read_json, texts_of_split
 from dataloaders.annotations import Annotations, Caption, locate_captions, require_path
+from dataloaders.data_config import DataConfig
 
 START, END = 0, 31  # seconds: the annotators saw the first half minute only
 
 
-def read_split(args, subset: str) -> Annotations:
+def read_split(config: DataConfig, subset: str) -> Annotations:
     """Reads `{train,val,test}_list.txt` and `{train,val,test}_data.json` in the folder `--data_path`.
 
     An id is a file's whole name.  Where that file does not exist, one with the same name and another extension is
@@ -15,7 +16,7 @@ def read_split(args, subset: str) -> Annotations:
 
     Raises FileNotFoundError for a missing file, video or folder, and ValueError for a file of another form.
     """
-    folder = require_path(args.data_path, "--data_path", folder=True)
+    folder = require_path(config.data_path, "--data_path", folder=True)
     listing, source = folder / f"{subset}_list.txt", folder / f"{subset}_data.json"
     descriptions: dict[str, list[str]] = {}
     for entry in read_json(source, "--data_path", list):
@@ -24,5 +25,5 @@ def read_split(args, subset: str) -> Annotations:
     texts = texts_of_split(read_ids(listing, "--data_path"), descriptions, listing, source)
     captions = [Caption(video_id, " ".join(found), START, END) for video_id, found in texts.items()]
     return locate_captions(
-        captions, args.features_path, source=f"{listing} with {source}", flag="--data_path", by_name=True
+        captions, config.features_path, source=f"{listing} with {source}", flag="--data_path", by_name=True
     )

@@ -2,6 +2,7 @@
 
 from dataloaders.annotation_files import read_lines
 from dataloaders.annotations import Annotations, Caption, locate_captions, require_path
+from dataloaders.data_config import DataConfig
 
 FILE_NAMES = {
     "train": "LSMDC16_annos_training.csv",
@@ -11,7 +12,7 @@ FILE_NAMES = {
 FIELDS = ("clip id", "start aligned", "end aligned", "start extracted", "end extracted", "sentence")
 
 
-def read_split(args, subset: str) -> Annotations:
+def read_split(config: DataConfig, subset: str) -> Annotations:
     """Reads the subset's file in the folder `--data_path`.
 
     The four times say where in the film a clip was cut; the clips are files of their own, so the times are not used.
@@ -19,7 +20,7 @@ def read_split(args, subset: str) -> Annotations:
 
     Raises FileNotFoundError for a missing file, video or folder, and ValueError for a file of another form.
     """
-    source = require_path(args.data_path, "--data_path", folder=True) / FILE_NAMES[subset]
+    source = require_path(config.data_path, "--data_path", folder=True) / FILE_NAMES[subset]
     captions = []
     for number, line in read_lines(source, "--data_path"):
         fields = line.split("\t")
@@ -29,4 +30,4 @@ def read_split(args, subset: str) -> Annotations:
                 f"{', '.join(FIELDS)}"
             )
         captions.append(Caption(fields[0].strip(), fields[-1].strip()))
-    return locate_captions(captions, args.features_path, source=source, flag="--data_path")
+    return locate_captions(captions, config.features_path, source=source, flag="--data_path")

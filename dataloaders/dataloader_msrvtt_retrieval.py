@@ -4,16 +4,17 @@ from pathlib import Path
 
 from dataloaders.annotation_files import check_entry, read_csv, read_json, texts_of_split
 from dataloaders.annotations import Annotations, Caption, locate_captions, require_path
+from dataloaders.data_config import DataConfig
 
 
-def read_split(args, subset: str) -> Annotations:
+def read_split(config: DataConfig, subset: str) -> Annotations:
     """Reads `train` (`--train_csv`, `--data_path`), or the test csv (`--val_csv`) for any other subset.
 
     Raises FileNotFoundError for a missing file, video or folder, and ValueError for a file of another form.
     """
     if subset == "train":
-        csv_path = require_path(args.train_csv, "--train_csv")
-        json_path = require_path(args.data_path, "--data_path")
+        csv_path = require_path(config.train_csv, "--train_csv")
+        json_path = require_path(config.data_path, "--data_path")
         video_ids = dict.fromkeys(row["video_id"] for _, row in read_csv(csv_path, "--train_csv", ["video_id"]))
         texts = _read_sentences(json_path)
         # The `annotations` form is also written with bare numbers for ids.
@@ -21,11 +22,11 @@ def read_split(args, subset: str) -> Annotations:
         texts = texts_of_split(video_ids, texts, csv_path, json_path, "--train_csv, --data_path")
         captions = [Caption(name, text) for name, found in texts.items() for text in found]
         source, flags = f"{csv_path} with {json_path}", "--train_csv, --data_path"
-        return locate_captions(captions, args.features_path, source=source, flag=flags)
+        return locate_captions(captions, config.features_path, source=source, flag=flags)
 
-    rows = read_csv(args.val_csv, "--val_csv", ["video_id", "sentence"])
+    rows = read_csv(config.val_csv, "--val_csv", ["video_id", "sentence"])
     captions = [Caption(row["video_id"], row["sentence"]) for _, row in rows]
-    return locate_captions(captions, args.features_path, source=args.val_csv, flag="--val_csv")
+    return locate_captions(captions, config.features_path, source=config.val_csv, flag="--val_csv")
 
 
 def _read_sentences(path: Path) -> dict[str, list[str]]:

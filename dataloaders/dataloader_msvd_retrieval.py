@@ -7,22 +7,23 @@ from reprlib import repr as shorten  # and safe for what nests too deeply to be 
 
 from dataloaders.annotation_files import read_bytes, read_ids, texts_of_split
 from dataloaders.annotations import Annotations, Caption, locate_captions, require_path
+from dataloaders.data_config import DataConfig
 
 MAX_PICKLE_BYTES = 64 << 20  # the published file has 8 MB
 MAX_TEXT = 1 << 26  # words and characters of all captions; the published file has 4 million
 
 
-def read_split(args, subset: str) -> Annotations:
+def read_split(config: DataConfig, subset: str) -> Annotations:
     """Reads `{train,val,test}_list.txt` and `raw-captions.pkl` in the folder `--data_path`; every caption counts.
 
     Raises FileNotFoundError for a missing file, video or folder, and ValueError for a file of another form.
     """
-    folder = require_path(args.data_path, "--data_path", folder=True)
+    folder = require_path(config.data_path, "--data_path", folder=True)
     listing, source = folder / f"{subset}_list.txt", folder / "raw-captions.pkl"
     video_ids = read_ids(listing, "--data_path")
     texts = texts_of_split(video_ids, read_captions(source), listing, source)
     captions = [Caption(video_id, text) for video_id, found in texts.items() for text in found]
-    return locate_captions(captions, args.features_path, source=f"{listing} with {source}", flag="--data_path")
+    return locate_captions(captions, config.features_path, source=f"{listing} with {source}", flag="--data_path")
 
 
 def read_captions(path: Path) -> dict[str, list[str]]:

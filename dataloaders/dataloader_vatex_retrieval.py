@@ -4,11 +4,12 @@ from pathlib import Path
 
 from dataloaders.annotation_files import check_entry, check_texts, read_ids, read_json, texts_of_split
 from dataloaders.annotations import Annotations, Caption, locate_captions, require_path
+from dataloaders.data_config import DataConfig
 
 JSON_FILES = "vatex*.json"
 
 
-def read_split(args, subset: str) -> Annotations:
+def read_split(config: DataConfig, subset: str) -> Annotations:
     """Reads `{train,val,test}_list.txt` and every `vatex*.json` in the folder `--data_path`; every caption counts.
 
     The json files may be those that VATEX publishes (`vatex_training_v1.0.json`, `vatex_validation_v1.0.json`,
@@ -16,11 +17,11 @@ def read_split(args, subset: str) -> Annotations:
 
     Raises FileNotFoundError for a missing file, video or folder, and ValueError for a file of another form.
     """
-    folder = require_path(args.data_path, "--data_path", folder=True)
+    folder = require_path(config.data_path, "--data_path", folder=True)
     listing, source = folder / f"{subset}_list.txt", folder / JSON_FILES
     texts = texts_of_split(read_ids(listing, "--data_path"), _read_captions(folder), listing, source)
     captions = [Caption(video_id, text) for video_id, found in texts.items() for text in found]
-    return locate_captions(captions, args.features_path, source=f"{listing} with {source}", flag="--data_path")
+    return locate_captions(captions, config.features_path, source=f"{listing} with {source}", flag="--data_path")
 
 
 def _read_captions(folder: Path) -> dict[str, list[str]]:

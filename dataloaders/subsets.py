@@ -4,16 +4,17 @@ Both choices follow one rule: sort by the sha256 of seed and name, take the firs
 alone, neither on the order in files nor on the version of a random generator.
 """
 
-import argparse
+import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable
 
 from dataloaders.annotations import Annotations, CaptionsOnly
+from dataloaders.data_config import DataConfig
 
-ReadSplit = Callable[..., Annotations]
+ReadSplit = Callable[[DataConfig, str], Annotations]
 
 
-def read_subset(read_split: ReadSplit, args, subset: str) -> Annotations:
+def read_subset(read_split: ReadSplit, config: DataConfig, subset: str) -> Annotations:
     """What the reader gives for `subset`, and the parts of its training split.
 
     "train" is the training split without the `--holdout` videos, "holdout" is these with all their captions, "bank"
@@ -23,19 +24,18 @@ def read_subset(read_split: ReadSplit, args, subset: str) -> Annotations:
     Raises whatever the reader raises, and ValueError where `--holdout` leaves nothing to train on.
     """
     if subset == "bank":
-        if not getattr(args, "holdout", 0):  # which needs to know what videos share a file
-            args = argparse.Namespace(**{**vars(args), "features_path": CaptionsOnly})
-        captions = read_subset(read_split, args, "train").captions
+        if not config.holdout:  # which needs to know what videos share a file
+            config = dataclasses.replace(config, features_path=CaptionsOnly)
+        captions = read_subset(read_split, config, "train").captions
         keys = {f"{caption.video_id}\n{caption.text}": caption for caption in captions}
-        chosen = seeded_choice(keys, args.qb_norm_size, args.seed)
+        chosen = seeded_choice(keys, config.qb_norm_size, config.seed)
         return Annotations([keys[key] for key in chosen], {})
     if subset not in ("train", "holdout"):
-        return read_split(args, subset)
-    annotations = read_split(args, "train")
-    size = getattr(args, "holdout", 0)
-    if not size and subset == "train":
+        return read_split(config, subset)
+    annotations = read_split(config, "train")
+    if not config.holdout and subset == "train":
         return annotations
-    training, holdout = split_holdout(annotations, size, args.seed)
+    training, holdout = split_holdout(annotations, config.holdout, config.seed)
     return training if subset == "train" else holdout
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import util
+from dataloaders.data_config import DataConfig
 from engine.flags import FLAG_GROUPS, FLAGS, Flag, check_minimums
 from modules.clip_weights import describe_clip
 from modules.configuration import CLIP4ClipConfig, check_cross_model
@@ -87,8 +88,7 @@ def check_args(args: argparse.Namespace) -> None:
     if not args.do_train and not args.do_eval:
         raise ValueError("give --do_train, --do_eval or both")
     check_minimums(args, tuple(FLAGS.values()))
-    if not 0 <= args.seed < 2**32:  # numpy's bound
-        raise ValueError(f"--seed {args.seed} must be in [0, {2**32 - 1}]")
+    data = DataConfig.from_namespace(args)
     if not (args.lr > 0 and math.isfinite(args.lr)):
         raise ValueError(f"--lr {args.lr} must be a positive number")
     if not (args.coef_lr >= 0 and math.isfinite(args.coef_lr)):
@@ -96,8 +96,8 @@ def check_args(args: argparse.Namespace) -> None:
     for name in ("dsl_temperature", "qb_norm_beta"):
         if not 0 < getattr(args, name) < math.inf:
             raise ValueError(f"--{name} {getattr(args, name)} must be a positive number")
-    if args.holdout and (args.holdout < 2 or not args.do_train):
-        raise ValueError(f"--holdout {args.holdout} must be at least 2 videos, and belongs to --do_train")
+    if args.holdout and not args.do_train:
+        raise ValueError(f"--holdout {args.holdout} belongs to --do_train")
     if not 0 <= args.warmup_proportion < 1:
         raise ValueError(f"--warmup_proportion {args.warmup_proportion} must be in [0, 1)")
     if args.freeze_layer_num < -1:
@@ -107,12 +107,8 @@ def check_args(args: argparse.Namespace) -> None:
     if args.resume and (args.resume_model or not args.do_train):
         raise ValueError("--resume auto belongs to --do_train and finds its files itself: leave out --resume_model")
     check_cross_model(args.cross_model)
-    processes = util.launched_world_size()
-    if args.do_train and args.batch_size % (processes * args.gradient_accumulation_steps):
-        raise ValueError(
-            f"--batch_size {args.batch_size} is not divisible by processes * --gradient_accumulation_steps "
-            f"({processes} * {args.gradient_accumulation_steps})"
-        )
+    if args.do_train:
+        data.samples_per_step(util.launched_world_size())
     CLIP4ClipConfig.from_namespace(args)
     context_length = describe_clip(args.pretrained_clip_name).context_length
     if context_length is not None and args.max_words > context_length:

@@ -234,7 +234,7 @@ def test_accumulation_divides_the_batch(args):
     loader, _, _ = build(args, "train")
     assert loader.batch_size == 2
     args.gradient_accumulation_steps = 3
-    with pytest.raises(ValueError, match=r"--batch_size 4 .*1 processes x 3"):
+    with pytest.raises(ValueError, match=r"--batch_size 4 .*\(1 \* 3\)"):
         build(args, "train")
 
 

@@ -1,11 +1,12 @@
 """The held-out videos and the caption bank: which, how many, and that neither depends on the order of files."""
 
-from argparse import Namespace
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from dataloaders.annotations import Annotations, Caption, find_videos
+from dataloaders.data_config import DataConfig
 from dataloaders.subsets import read_subset, seeded_choice, split_holdout
 
 CAPTIONS = [Caption(f"video{number}", f"{word} {number}") for word in ("one", "two", "three") for number in range(6)]
@@ -17,17 +18,17 @@ def annotations(captions=CAPTIONS) -> Annotations:
     return Annotations(captions, {caption.video_id: Path(f"{caption.video_id}.mp4") for caption in captions})
 
 
-def read_split(args, subset: str) -> Annotations:
+def read_split(config, subset: str) -> Annotations:
     """As a reader: three captions for each of six training videos, one for a test video; finds the files last."""
     captions = CAPTIONS if subset == "train" else [Caption("video9", subset)]
-    return Annotations(captions, find_videos([caption.video_id for caption in captions], args.features_path))
+    return Annotations(captions, find_videos([caption.video_id for caption in captions], config.features_path))
 
 
 @pytest.fixture
-def args(tmp_path) -> Namespace:
+def config(tmp_path) -> DataConfig:
     for number in (0, 1, 2, 3, 4, 5, 9):
         (tmp_path / f"video{number}.mp4").touch()
-    return Namespace(features_path=str(tmp_path), seed=42, holdout=2, qb_norm_size=5)
+    return DataConfig(features_path=str(tmp_path), seed=42, holdout=2, qb_norm_size=5)
 
 
 @pytest.mark.parametrize("seed", FIRST_TWO)
@@ -54,37 +55,40 @@ def test_a_size_that_is_none_is_an_error(size):
     assert len(split_holdout(annotations(), 5, 42)[0].video_paths) == 1
 
 
-def test_train_and_holdout_share_no_video_and_the_bank_none_with_the_holdout(args):
-    parts = {subset: read_subset(read_split, args, subset) for subset in ("train", "holdout", "bank", "test")}
+def test_train_and_holdout_share_no_video_and_the_bank_none_with_the_holdout(config):
+    parts = {subset: read_subset(read_split, config, subset) for subset in ("train", "holdout", "bank", "test")}
     ids = {subset: {caption.video_id for caption in part.captions} for subset, part in parts.items()}
     assert ids["holdout"] == {"video3", "video4"}
     assert ids["train"] == {"video0", "video1", "video2", "video5"}
     assert ids["bank"] <= ids["train"]
     assert parts["test"].captions == [Caption("video9", "test")]
-    args.holdout = 0
-    assert read_subset(read_split, args, "train").captions == CAPTIONS
+    config = dataclasses.replace(config, holdout=0)
+    assert read_subset(read_split, config, "train").captions == CAPTIONS
 
 
-def test_the_bank_needs_no_videos_and_repeats(args):
-    args.holdout, args.features_path = 0, "/nowhere"
-    bank = read_subset(read_split, args, "bank")
+def test_the_bank_needs_no_videos_and_repeats(config):
+    config = dataclasses.replace(config, holdout=0, features_path="/nowhere")
+    bank = read_subset(read_split, config, "bank")
     assert len(set(bank.captions)) == 5 and set(bank.captions) <= set(CAPTIONS)
     assert bank.video_paths == {}
-    assert read_subset(lambda *_: annotations(CAPTIONS[::-1]), args, "bank").captions == bank.captions
-    args.seed = 43
-    assert read_subset(read_split, args, "bank").captions != bank.captions
-    args.qb_norm_size = 1000
-    assert set(read_subset(read_split, args, "bank").captions) == set(CAPTIONS)
+    assert read_subset(lambda *_: annotations(CAPTIONS[::-1]), config, "bank").captions == bank.captions
+    config = dataclasses.replace(config, seed=43)
+    assert read_subset(read_split, config, "bank").captions != bank.captions
+    config = dataclasses.replace(config, qb_norm_size=1000)
+    assert set(read_subset(read_split, config, "bank").captions) == set(CAPTIONS)
 
 
-def test_equal_captions_of_a_video_are_one_query_of_the_bank(args):
-    args.holdout = 0
+def test_equal_captions_of_a_video_are_one_query_of_the_bank(config):
+    config = dataclasses.replace(config, holdout=0)
     doubled = annotations([Caption("a", "x"), Caption("a", "x"), Caption("b", "x")])
-    assert sorted(caption.video_id for caption in read_subset(lambda *_: doubled, args, "bank").captions) == ["a", "b"]
+    assert sorted(caption.video_id for caption in read_subset(lambda *_: doubled, config, "bank").captions) == [
+        "a",
+        "b",
+    ]
 
 
 def test_a_reader_without_the_flag_has_no_holdout():
-    assert read_subset(lambda *_: annotations(), Namespace(), "train").captions == CAPTIONS
+    assert read_subset(lambda *_: annotations(), DataConfig(), "train").captions == CAPTIONS
 
 
 @pytest.mark.parametrize("seed", range(8))

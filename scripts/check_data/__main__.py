@@ -6,6 +6,7 @@ The flags are those of training. The folder gets `data_problems.csv` and `data_h
 
 import argparse
 import contextlib
+import dataclasses
 import logging
 import sys
 from functools import partial
@@ -14,12 +15,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dataloaders.annotations import Annotations, CaptionsOnly, MissingVideosError
+from dataloaders.data_config import DataConfig
 from dataloaders.data_dataloaders import DATALOADER_DICT, READERS
 from dataloaders.frame_cache import FrameCache
 from dataloaders.rawvideo_util import RawVideoExtractor
+from dataloaders.subsets import ReadSplit
 from dataloaders.worker_pool import ProcessDied, available_cores, run_tasks
 from engine.arguments import DefaultsHelpFormatter, add_flags
-from engine.flags import DATA_FLAGS, check_minimums
+from engine.flags import DATA_FLAGS
 from modules.tokenization_clip import SimpleTokenizer
 from scripts.check_data.data_files import hash_file, read_file
 from scripts.check_data.data_report import FileFacts, Report, Span, Split, evaluation_failure, write_problems
@@ -29,23 +32,22 @@ PROBLEMS_FILE = "data_problems.csv"
 HISTOGRAMS_FILE = "data_histograms.png"
 
 
-def read_split(args: argparse.Namespace, name: str) -> Split:
+def read_split(read: ReadSplit, config: DataConfig, name: str) -> Split:
     """The split with its missing videos listed; raises what the data set's reader raises for everything else."""
-    read = READERS[args.datatype]
     try:
-        return Split(name, read(args, name))
+        return Split(name, read(config, name))
     except MissingVideosError as error:
-        texts = read(argparse.Namespace(**{**vars(args), "features_path": CaptionsOnly}), name)
+        texts = read(dataclasses.replace(config, features_path=CaptionsOnly), name)
         return Split(name, Annotations(texts.captions, error.found, texts.notes), tuple(error.missing))
 
 
 def read_splits(args: argparse.Namespace) -> tuple[list[Split], dict[str, str]]:
     """All splits of the data set, and why which of them cannot be read."""
-    splits, unread = [], {}
+    config, splits, unread = DataConfig.from_namespace(args), [], {}
     # Where the data set has no "test", the reader gives the split that is evaluated for every name but "train".
     for name in ("train", "val", "test") if DATALOADER_DICT[args.datatype]["test"] else ("train", "test"):
         try:
-            splits.append(read_split(args, name))
+            splits.append(read_split(READERS[args.datatype], config, name))
         except (OSError, ValueError) as error:
             unread[name] = str(error)
     return splits, unread
@@ -114,8 +116,8 @@ def make_folder(folder: Path) -> None:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Raise ValueError where a number of the command line makes no sense."""
-    check_minimums(args, DATA_FLAGS)
+    """Raise ValueError for the first flag whose value is not valid."""
+    DataConfig.from_namespace(args)
     for name in ("image_size", "num_thread_reader"):  # no video is read in this process: it may crash its decoder
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} {getattr(args, name)} must be at least 1")
