@@ -1,6 +1,8 @@
 """Loaders whose worker processes read batches with frames and report unreadable videos beside them."""
 
+import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -104,11 +106,22 @@ def build_loader(dataset: Dataset, batch_size: int, num_workers: int, **settings
 
 
 def prepare_worker(worker_id: int) -> None:
-    """Keeps a DataLoader worker to one thread: there are as many workers as cores are meant to be used.
+    """Prepare a DataLoader worker: one thread, since there is a worker for each core to be used, and its signals.
 
-    Signals are for the process that reads the batches, which stops its workers when it has saved; without it they end.
+    A signal to all processes of the group is for the one that reads the batches, which ends its workers once it has
+    saved. A worker ends with that process, and when that process terminates it, whatever the worker is doing.
     """
     _prctl_pr_set_pdeathsig(signal.SIGKILL)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # elsewhere the handler of torch stays: any SIGTERM ends the worker
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_if_terminated_by, args=(os.getppid(),), daemon=True).start()
     torch.set_num_threads(1)
+
+
+def _end_if_terminated_by(parent: int) -> None:
+    """Wait for SIGTERM, which is blocked in all threads, until it comes from the process `parent`."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        continue
+    os._exit(0)  # another exit code would be an error of the worker to torch
