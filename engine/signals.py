@@ -37,7 +37,10 @@ class StopRequest:
         """Handle the signals from now on; outside the main thread Python cannot, and they stay as they are."""
         if threading.current_thread() is not threading.main_thread():
             return
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)  # the process that started this one may block them
+        for number in numbers:
             self._handlers_before[number] = signal.signal(number, self._handle)
         if util.is_launched():
             reader, self._writer = socket.socketpair()
