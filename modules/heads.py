@@ -8,6 +8,7 @@ Shapes: A texts of T words, B videos of V frames, joint width D. Text features a
 (A,T,D) for a head that `encodes_tokens`; frames (B,V,D) are aggregated; masks are (A,T) and (B,V).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -42,7 +43,7 @@ class Features(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Head:
+class Head(ABC):
     """Base of all heads; a family implements `similarity` and overrides the defaults that do not fit it."""
 
     name: str
@@ -68,9 +69,9 @@ class Head:
         """Return the number of learned positions that a video of `max_frames` frames takes."""
         return max_frames if aggregation == "seqTransf" else 0
 
+    @abstractmethod
     def similarity(self, model, texts, frames, text_mask, video_mask) -> torch.Tensor:
         """Return the similarity (A,B) of all texts with all videos, before exp(logit_scale)."""
-        raise NotImplementedError
 
     def floats_per_pair(self, model) -> int:
         """Return about how many floats scoring one text with one video holds at once."""

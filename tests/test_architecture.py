@@ -80,7 +80,7 @@ ALLOWED_IMPORTS = {
 PURE_CALLS = {
     "logging.getLogger", "math.log", "re.compile", "Path", "partial", "frozenset", "tuple",
     "dataclass", "field", "contextmanager", "property", "cache", "staticmethod", "classmethod", "record",
-    "torch.no_grad",
+    "torch.no_grad", "abstractmethod",
     "Field", "Query",  # the range of a parameter in video_search.web.api
     "PooledHead", "CrossHead", "TokenHead",  # rows of modules.heads
     "Flag", "sorted", "', '.join", "FLAG_GROUPS.values", "FLAGS.items",  # the table of flags in engine.flags
