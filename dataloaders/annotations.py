@@ -36,8 +36,8 @@ class Annotations:
     notes: tuple[str, ...] = ()
 
     def count_line(self) -> str:
-        """The counts that are printed at start; a split with missing files is an error, so there are none to count."""
-        counts = f"{len(self.video_paths)} videos", f"{len(self.captions)} captions", "0 missing files"
+        """Return the counts and notes for the log; missing files are not among them, since they are an error."""
+        counts = f"{len(self.video_paths)} videos", f"{len(self.captions)} captions"
         return ", ".join((*counts, *self.notes))
 
 

@@ -85,7 +85,7 @@ def test_captions_keep_their_order_and_each_video_is_counted_once(tmp_path):
     captions = [Caption("b", "one"), Caption("a", "two"), Caption("b", "three")]
     annotations = locate_captions(captions, tmp_path, source="test.csv", flag="--val_csv")
     assert annotations == Annotations(captions, {"b": tmp_path / "b.mp4", "a": tmp_path / "a.mp4"})
-    assert annotations.count_line() == "2 videos, 3 captions, 0 missing files"
+    assert annotations.count_line() == "2 videos, 3 captions"
 
 
 def test_an_empty_split_names_file_and_flag(tmp_path):
@@ -149,9 +149,7 @@ def test_notes_are_part_of_the_count_line(tmp_path):
     touch(tmp_path, "a.mp4")
     captions = [Caption("a.mp4", "one"), Caption("a", "two")]
     annotations = locate_captions(captions, tmp_path, source="x", flag="y", by_name=True, notes=("3 left out",))
-    assert annotations.count_line() == (
-        "2 videos, 2 captions, 0 missing files, 3 left out, 1 share the file of another video"
-    )
+    assert annotations.count_line() == ("2 videos, 2 captions, 3 left out, 1 share the file of another video")
 
 
 def test_a_caption_that_no_file_can_hold_is_an_error_that_can_be_printed(tmp_path):

@@ -33,7 +33,7 @@ def test_one_paragraph_and_span_per_video(args, subset):
         Caption("v_ab", "A dog.", 0, 12),
         Caption("QOlS", "She dances. She stops.", 0, 83),
     ]
-    assert annotations.count_line() == "2 videos, 2 captions, 0 missing files, 1 ids without captions left out"
+    assert annotations.count_line() == "2 videos, 2 captions, 1 ids without captions left out"
 
 
 def test_an_id_may_begin_with_the_prefix_itself(args, tmp_path):

@@ -48,7 +48,7 @@ def test_names_that_end_in_a_dot_and_names_that_share_a_copy(args, tmp_path):
     data_set(tmp_path, {"test_data.json": json.dumps(entries), "test_list.txt": "\n".join(names)}, [])
     annotations = read_split(args, "test")
     assert set(annotations.video_paths.values()) == {tmp_path / "videos" / "a" / "35@N01_60_dc.mov"}
-    assert annotations.count_line() == "2 videos, 2 captions, 0 missing files, 1 share the file of another video"
+    assert annotations.count_line() == "2 videos, 2 captions, 1 share the file of another video"
     (tmp_path / "videos" / "35@N01_60_dc.").touch()
     assert [path.name for path in read_split(args, "test").video_paths.values()] == names
 

@@ -260,8 +260,8 @@ def test_counts_are_logged_once_per_split(args, caplog):
     build(args, "train")
     build(args, "val")
     assert [record.getMessage() for record in caplog.records] == [
-        "train: 6 videos, 18 captions, 0 missing files, 6 samples",
-        "test: 4 videos, 5 captions, 0 missing files, 5 samples",
+        "train: 6 videos, 18 captions, 6 samples",
+        "test: 4 videos, 5 captions, 5 samples",
     ]
 
 
