@@ -41,8 +41,8 @@ class Process:
 def distributed_process(local_rank: int = 0) -> Iterator[Process]:
     """Join the launcher's process group (nccl on CUDA, gloo on CPU), leave it after success; one process needs none.
 
-    `torchrun` and `torch.distributed.launch` say rank and world size in the environment; `local_rank` is the flag of
-    that name, for launchers that pass only that.
+    `torchrun` and `torch.distributed.launch` give rank and world size in the environment; `local_rank` is the flag of
+    that name, for launchers that pass it alone.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", local_rank))
     if is_launched():
@@ -58,25 +58,25 @@ def distributed_process(local_rank: int = 0) -> Iterator[Process]:
     else:
         device = torch.device("cpu")
     if not is_launched():
-        with leaving_at_once_after_an_error():
+        with exit_promptly_on_error():
             yield Process(device)
         return
     is_cuda = device.type == "cuda"
-    # nccl is told its GPU: a barrier before any other collective would otherwise guess one from the global rank
+    # with its GPU given: a barrier before any other collective would otherwise guess one from the global rank
     dist.init_process_group(backend="nccl" if is_cuda else "gloo", device_id=device if is_cuda else None)
-    with leaving_at_once_after_an_error():
+    with exit_promptly_on_error():
         yield Process(device, dist.get_rank(), local_rank, dist.get_world_size())
     # only after success: leaving a group waits for ranks that an error elsewhere keeps in a collective for ever
     dist.destroy_process_group()
 
 
 @contextmanager
-def leaving_at_once_after_an_error() -> Iterator[None]:
-    """Let nothing hold up this process, or hide the first cause, where an error leaves the block.
+def exit_promptly_on_error() -> Iterator[None]:
+    """Exit promptly on an exception in the block so that the root cause is reported first.
 
-    Python waits for child processes at its end, and loader workers heed no signal but SIGKILL: it would wait for ever,
-    and the other ranks in a collective with it. Of the ranks' errors torchrun shows the earliest as the root cause, and
-    counts in whole seconds: what only echoes the loss of another rank comes later.
+    Python waits for its child processes before it exits, and loader workers ignore every signal but SIGKILL: it would
+    wait for ever, and the other ranks in a collective with it. torchrun shows the earliest error of all ranks as the
+    root cause, in whole seconds: the echo of a lost rank is raised later.
     """
     try:
         yield
@@ -90,12 +90,12 @@ def leaving_at_once_after_an_error() -> Iterator[None]:
 
 
 def is_launched() -> bool:
-    """True where a launcher started this process as one of several (or one) of a group."""
+    """Return True if a launcher started this process as part of a group, of one or more."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def launched_world_size() -> int:
-    """Number of processes that the launcher started, 1 without a launcher; known before the group is up."""
+    """Return the number of processes R that the launcher started, 1 without one; known before the group is up."""
     return int(os.environ["WORLD_SIZE"]) if is_launched() else 1
 
 
@@ -115,7 +115,7 @@ def setup_logging(log_file: str | Path | None, is_main: bool = True) -> None:
 
 
 def log_split(name: str, examples: int, batch_size: int, steps: int) -> None:
-    """CLIP4Clip's lines; in training the batch is that of all processes, and the steps are those of the whole run."""
+    """Log CLIP4Clip's lines; in training the batch is that of all processes, and the steps are the whole run's."""
     logger.info("***** Running %s *****", name)
     logger.info("  Num examples = %d", examples)
     logger.info("  Batch size = %d", batch_size)
@@ -132,7 +132,7 @@ def set_seed(seed: int) -> None:
 
 
 def random_state(device: torch.device) -> dict:
-    """The states of this process's random generators, as plain values and tensors."""
+    """Return the states of this process's random generators, as plain values and tensors."""
     name, keys, *rest = np.random.get_state()
     state = {
         "python": random.getstate(),
@@ -145,7 +145,7 @@ def random_state(device: torch.device) -> dict:
 
 
 def restore_random_state(state: dict, device: torch.device) -> None:
-    """Draw from here on what would have been drawn after `random_state`."""
+    """Continue the random generators from a `random_state`."""
     random.setstate(state["python"])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
@@ -155,10 +155,10 @@ def restore_random_state(state: dict, device: torch.device) -> None:
 
 
 def die_with_launcher() -> None:
-    """Ask Linux to end this process when its parent is no more, however that ended: no orphan holds a GPU's memory.
+    """End this process when its parent ends, for whatever reason (Linux), so that no orphan holds a GPU's memory.
 
-    Raises ConnectionError where torchrun ended before: its ranks would wait for half an hour for the store that they
-    meet at, which it held.
+    Raises:
+        ConnectionError: torchrun has ended already; the ranks would wait half an hour for the store that it held.
     """
     _prctl_pr_set_pdeathsig(signal.SIGKILL)
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True):
@@ -166,4 +166,4 @@ def die_with_launcher() -> None:
         try:
             socket.create_connection(address).close()
         except ConnectionRefusedError as error:
-            raise ConnectionError(f"the launcher of this process is no more: nothing listens at {address}") from error
+            raise ConnectionError(f"the launcher of this process has ended: nothing listens at {address}") from error

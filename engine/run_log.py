@@ -1,12 +1,12 @@
-"""The curves of a run: `metrics.jsonl`, with a line for every log line of the training, epoch and evaluation.
+"""The curves of a run: `metrics.jsonl`, with a line for each progress line, epoch and evaluation.
 
     {"kind": "step", "epoch": 0, "step": 100, "time": 1763888400.5, "loss": 2.1, "learning_rates": [1e-07, 0.0001], ...}
     {"kind": "epoch", "epoch": 0, "step": 150, "time": 1763888470.1, "loss": 2.4}
     {"kind": "evaluation", "epoch": 0, "step": 150, "time": 1763888490.0, "split": "test", "text_to_video": {...}, ...}
 
-Epochs count from 0 and steps are optimizer steps of the whole run, null for an evaluation that is none of a training's
-epochs. The time is in seconds since 1970, and a number that is not finite is null. The event files in `tensorboard/`
-are a copy of the lines that have a step.
+Epochs count from 0, and steps are optimizer steps of the whole run, null for an evaluation outside a training's epochs.
+The time is in seconds since 1970, and a number that is not finite is null. The event files in `tensorboard/` are a copy
+of the lines that have a step.
 """
 
 import json
@@ -24,14 +24,14 @@ logger = logging.getLogger(__name__)
 
 FILE = "metrics.jsonl"
 EVENTS_FOLDER = "tensorboard"
-LONGEST_LINE = 1 << 16  # bytes; what a kill leaves of a line is shorter
+LONGEST_LINE = 1 << 16  # bytes; a torn line is shorter
 
 
 class RunLog:
     """Writes `metrics.jsonl` and its copy for TensorBoard; for the main process.
 
-    A file that cannot be written (disk full, folder read-only) is a warning, and the training goes on: the lines wait
-    in memory, and are written with a later one when that is possible again.
+    If a file cannot be written (disk full, folder read-only), a warning is logged and the training goes on: the lines
+    wait in memory and are written with a later one.
     """
 
     def __init__(self, output_dir: str | Path):
@@ -42,17 +42,17 @@ class RunLog:
         self._unwritable: set[Path] = set()
 
     def begin(self, epoch: int, step: int, earlier_run: str | Path) -> None:
-        """Start the curves of a training that has `epoch` epochs and `step` optimizer steps behind it.
+        """Start the curves of a training with `epoch` epochs and `step` optimizer steps done.
 
-        What `earlier_run`, an output folder, has logged until there stays; a run at 0 and 0 starts without a line.
+        The lines of `earlier_run`, an output folder, up to there are kept; a run at 0 and 0 starts without a line.
         """
-        self._waiting = [line for line in read_lines(earlier_run) if is_behind(line, epoch, step)]
+        self._waiting = [line for line in read_lines(earlier_run) if is_kept(line, epoch, step)]
         self._replaces_file = True
         self._events = EventFile(self.path.parent / EVENTS_FOLDER)
         self._write()
 
     def add(self, kind: str, epoch: int | None, step: int | None, **values) -> None:
-        """Write a line; `values` are numbers, texts, and lists and dicts of such."""
+        """Write a line; `values` are numbers, texts, and lists and dicts of them."""
         self._waiting.append({"kind": kind, "epoch": epoch, "step": step, "time": time.time(), **finite(values)})
         self._write()
 
@@ -73,7 +73,7 @@ class RunLog:
             append_lines(self.path, text)
 
     def _try(self, target: Path, write, *arguments) -> bool:
-        """Call `write`; False, with a warning for the first time in a row, where `target` cannot be written."""
+        """Call `write`; return False if `target` cannot be written, with a warning for the first time in a row."""
         try:
             write(*arguments)
         except OSError as error:
@@ -88,11 +88,11 @@ class RunLog:
 class EventFile:
     """The lines of `metrics.jsonl` in a file for TensorBoard.
 
-    torch's SummaryWriter is not used: it imports tensorflow where that is installed, and writes in a thread, whose
-    errors are met later or not at all.
+    torch's SummaryWriter is not used: it imports tensorflow if that is installed, and writes in a thread, whose errors
+    surface late or never.
 
     Attributes:
-        file: the file that lines are added to; None where all are to be written anew.
+        file: the file that lines are added to; None if all are to be written anew.
     """
 
     def __init__(self, folder: Path):
@@ -100,7 +100,7 @@ class EventFile:
         self.file: Path | None = None
 
     def add(self, lines: list[dict], path: Path) -> None:
-        """Write the lines, which are the last of those in `path`; the first call takes all of those."""
+        """Write the lines, which are the last of those in `path`; the first call writes all lines of `path`."""
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.record_writer import RecordWriter
@@ -110,7 +110,7 @@ class EventFile:
             self._remove_files()
             name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
             self.file, lines = self.folder / name, read_lines(path.parent)
-            # a server that shows the files before it forgets their steps, as with SummaryWriter's purge_step
+            # a running server then drops the steps of the earlier files, as with SummaryWriter's purge_step
             start = SessionLog(status=SessionLog.START)
             now = time.time()
             events = [Event(wall_time=now, file_version="brain.Event:2"), Event(wall_time=now, session_log=start)]
@@ -129,9 +129,9 @@ class EventFile:
 
 
 def read_lines(folder: str | Path) -> list[dict]:
-    """The lines of a run's `metrics.jsonl`, none where it has no such file.
+    """Return the lines of a run's `metrics.jsonl`; an empty list without the file.
 
-    Lines that are damaged, such as the last of a run that was killed while it wrote, are left out with a warning.
+    Damaged lines, such as the last of a run that was killed while it wrote, are left out with a warning.
     """
     path = Path(folder) / FILE
     if not path.is_file():
@@ -151,7 +151,7 @@ def read_lines(folder: str | Path) -> list[dict]:
 
 
 def parse_line(text: str) -> dict:
-    """A line of `metrics.jsonl`; ValueError where it is none."""
+    """Parse a line of `metrics.jsonl`; raise ValueError if it is not valid."""
     line = json.loads(text)
     is_whole = (
         isinstance(line, dict)
@@ -165,7 +165,7 @@ def parse_line(text: str) -> dict:
 
 
 def append_lines(path: Path, text: str) -> None:
-    """Add whole lines to a file; what a kill or a full disk left of its last line makes room."""
+    """Add whole lines to a file; a torn last line, left by a kill or a full disk, is removed first."""
     with path.open("a+b") as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(0, end - LONGEST_LINE))
@@ -174,15 +174,15 @@ def append_lines(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def is_behind(line: dict, epoch: int, step: int) -> bool:
-    """True where a run that has `epoch` epochs and `step` steps behind it does not come by a line again."""
+def is_kept(line: dict, epoch: int, step: int) -> bool:
+    """Return True if a run with `epoch` epochs and `step` steps done does not write this line again."""
     if line["epoch"] is None or line["step"] is None or line["step"] > step:
         return False
     return line["kind"] == "step" or line["epoch"] < epoch
 
 
 def finite(value):
-    """The value with None for every float in it that is not finite, which JSON cannot hold."""
+    """Return the value with None in place of every float that is not finite, which JSON cannot hold."""
     if isinstance(value, dict):
         return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -191,7 +191,7 @@ def finite(value):
 
 
 def scalars(line: dict) -> Iterator[tuple[str, float]]:
-    """TensorBoard's tags and values of a line, such as `train/loss` and `test/text_to_video/R1`.
+    """Yield TensorBoard's tags and values of a line, such as `train/loss` and `test/text_to_video/R1`.
 
     >>> list(scalars({"kind": "step", "epoch": 0, "step": 3, "time": 9.5, "loss": 2.5, "learning_rates": [0.5, None]}))
     [('train/loss', 2.5), ('train/learning_rates/0', 0.5)]
@@ -202,7 +202,7 @@ def scalars(line: dict) -> Iterator[tuple[str, float]]:
 
 
 def numbers(tag: str, value) -> Iterator[tuple[str, float]]:
-    """The numbers in a value, with the way to each behind `tag`."""
+    """Yield the numbers in a value, with the path to each appended to `tag`."""
     inner: Iterable[tuple] = ()
     if isinstance(value, dict):
         inner = value.items()

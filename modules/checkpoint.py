@@ -26,18 +26,18 @@ FLAGS_FILE = "flags.json"  # the flags of a run, in the folder of its checkpoint
 
 
 def model_path(output_dir: str | Path, epoch: int) -> Path:
-    """Where the weights after `epoch` are."""
+    """Return the path of the weights after `epoch`."""
     return Path(output_dir) / f"pytorch_model.bin.{epoch}"
 
 
 def checkpoint_epoch(path: str | Path | None) -> int | None:
-    """The epoch in the name of a weights file, None where the name has none."""
+    """Return the epoch in the name of a weights file, or None."""
     found = re.search(r"pytorch_model\.bin\.(\d+)$", str(path))
     return int(found[1]) if found else None
 
 
 def optimizer_path(output_dir: str | Path, epoch: int) -> Path:
-    """Where the optimizer after `epoch` is."""
+    """Return the path of the optimizer file after `epoch`."""
     return Path(output_dir) / f"pytorch_opt.bin.{epoch}"
 
 
@@ -98,9 +98,10 @@ def load_checkpoint(path: str | Path, model: nn.Module) -> None:
 
 
 def save_whole(content, path: Path) -> None:
-    """Save under a temporary name, then rename: a run that dies while writing leaves no half file under this name.
+    """Save under a temporary name, then rename, so that a killed run leaves no partial file under this name.
 
-    Raises OSError naming the file where it cannot be written, and leaves nothing of it.
+    Raises:
+        OSError: the file cannot be written; the message names it, and nothing of it is left.
     """
     with atomic_write(path) as temporary:
         torch.save(content, temporary)
