@@ -65,6 +65,9 @@ ALLOWED_IMPORTS = {
     "modules.token_interaction": set(),
     "modules.whole_files": set(),
     "video_search": {"video_search", "modules", "dataloaders", "engine.flags"},  # whose flags are defined there alone
+    "video_search.reading": {"dataloaders.rawvideo_util", "dataloaders.worker_pool"},  # by processes without a model
+    "video_search.stores": {"video_search.vectors"},
+    "video_search.vectors": set(),
     "video_search.web": {"video_search.web", "dataloaders.rawvideo_util"},
     "scripts": LIBRARIES | {"scripts", "engine", "video_search"},
     "scripts.embed": {"dataloaders", "modules.whole_files", "video_search"},

@@ -1,4 +1,4 @@
-"""Videos and their frames as the application serves them: in ranges, decoded once, and none but the index's."""
+"""Videos and their frames as the application serves them: in ranges, decoded once, and those of the index only."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""python -m scripts.embed: the arrays that it writes, and what it says of bad input."""
+"""python -m scripts.embed: the arrays that it writes, and the errors of bad input."""
 
 import json
 from pathlib import Path

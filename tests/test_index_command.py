@@ -52,7 +52,7 @@ def test_real_videos(tmp_path, real_clips, capsys):
         ([".", "--max_frames", "0"], "index: --max_frames 0 must be at least 1"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_line(tmp_path, monkeypatch, arguments, message):
+def test_errors_are_one_line(tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     flags = write_checkpoint(tmp_path, "meanP")
     if "--init_model" not in arguments:
@@ -62,7 +62,7 @@ def test_what_is_wrong_is_said_in_a_line(tmp_path, monkeypatch, arguments, messa
     assert "\n" not in str(error.value)
 
 
-def test_an_interruption_says_that_it_goes_on(tmp_path, monkeypatch):
+def test_an_interruption_names_the_way_to_continue(tmp_path, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 

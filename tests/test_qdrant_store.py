@@ -1,4 +1,4 @@
-"""Vectors in Qdrant: what is put comes back unchanged, and the stages choose as the formula says."""
+"""Vectors in Qdrant: they come back unchanged, and the stages select candidates by the formula."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -153,7 +153,7 @@ STEPS = st.lists(
 def test_after_a_commit_the_store_holds_what_was_put(steps):
     store = QdrantStore.open(":memory:")
     store.begin(WTI, "abc", FOLDER)
-    # a video that stays lets bad files be stored from the start
+    # a video that stays lets unreadable files be stored from the start
     first = random_video(np.random.default_rng(0))
     expected = {"first": (FileState(1, 1, ""), first)}
     store.put("first", *expected["first"])
@@ -183,7 +183,7 @@ def test_files_of_more_than_one_page(opened, monkeypatch):
     }
 
 
-def test_bad_files_wait_for_the_first_video(tmp_path):
+def test_unreadable_files_wait_for_the_first_video(tmp_path):
     store = QdrantStore.open(str(tmp_path / "vectors"))
     store.begin(WTI, "abc", FOLDER)
     bad = FileState(5, 6, "no video stream")

@@ -1,4 +1,4 @@
-"""Searching a real index: the evaluation's scores, the order of ties, shortlists, and what is told of bad input."""
+"""Search of a real index: the evaluation's scores, the order of ties, re-ranked candidates, and errors of bad input."""
 
 import json
 import re
@@ -197,7 +197,7 @@ def test_the_example_works_as_written(made, tmp_path, monkeypatch, capsys, where
     assert all(re.match(r"-?\d\.\d+ .*\.mp4 ", line) for line in lines)
 
 
-def test_cross_encoder_over_many_videos_is_told(searches, monkeypatch):
+def test_a_cross_encoder_over_many_videos_gives_a_notice(searches, monkeypatch):
     monkeypatch.setattr(video_search.search, "MANY_PAIRS", VIDEOS - 1)
     assert "--shortlist" in searches["tightTransf"].text(TEXT).notice
     assert searches["tightTransf"].text(TEXT, shortlist=3).notice == ""

@@ -97,7 +97,7 @@ def test_from_videos_to_an_answer(index):
         assert server.end(signal.SIGINT) == (0, "")
 
 
-def test_hosts_that_others_reach_are_warned_of(index):
+def test_a_public_host_is_warned_of(index):
     with Server("--index", index, "--host", "0.0.0.0", "--allowed_hosts", "search.example") as server:
         for host, status in (("search.example", 200), ("127.0.0.1", 200), ("evil.example", 400)):
             assert server.ask("GET", "/api/about", Host=host)[0] == status

@@ -191,7 +191,7 @@ def test_processes_give_the_same_and_bad_files_their_reason(folder, files, tmp_p
     assert dict(encoder.videos([], processes=2)) == {}
 
 
-def test_a_crashing_decoder_is_a_bad_file(folder, files, monkeypatch):
+def test_a_crashing_decoder_is_an_unreadable_file(folder, files, monkeypatch):
     def run_tasks(function, tasks, processes, preload):
         for task in tasks:
             yield task, ProcessDied("killed by SIGSEGV") if task == files[1] else function(task)

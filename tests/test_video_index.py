@@ -1,4 +1,4 @@
-"""Keeping an index up to date: what is read again, and what is refused."""
+"""Updates of an index: files that are read again, and refusals."""
 
 import json
 import multiprocessing
@@ -34,7 +34,7 @@ from video_search.vectors import Query
 FORK = multiprocessing.get_context("fork")
 
 
-# What is read again
+# Files that are read again
 
 
 def test_only_new_and_changed_videos_are_encoded(tmp_path, videos, encoder):
@@ -57,7 +57,7 @@ def test_only_new_and_changed_videos_are_encoded(tmp_path, videos, encoder):
     check_index(index, videos)
 
 
-def test_bad_files_are_tried_again_when_they_change(tmp_path, videos, encoder):
+def test_unreadable_files_are_read_again_when_they_change(tmp_path, videos, encoder):
     index = tmp_path / "index"
     (videos / "a.mp4").write_text("bad")
     summary = run_update(index, videos, encoder)
@@ -80,7 +80,7 @@ def test_bad_files_are_tried_again_when_they_change(tmp_path, videos, encoder):
     assert "a.mp4" not in IndexReader.open(index).files()
 
 
-def test_files_that_cannot_be_opened_are_tried_again(tmp_path, videos, encoder):
+def test_files_that_cannot_be_opened_are_read_again(tmp_path, videos, encoder):
     index = tmp_path / "index"
     write_files(videos, {"a.mp4": "shut"})
     failed = UnreadableFile("a.mp4", "Input/output error", is_transient=True)
@@ -159,7 +159,7 @@ def test_dead_rows_are_left_out_and_then_dropped(tmp_path, videos, encoder):
     assert json.loads((index / "index.json").read_text())["rows"] == 6
     assert not (index / "frames-0.f32").exists()
     check_index(index, videos)
-    assert reader.vectors.frames.tobytes() == before  # of a reader that had it open
+    assert reader.vectors.frames.tobytes() == before  # in a reader that had it open
     assert counts(run_update(index, videos, encoder)) == (0, 0, 0, 6, 0)
     assert (index / "frames-1.f32").exists()
 

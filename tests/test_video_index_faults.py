@@ -49,7 +49,7 @@ def killed(target, *arguments) -> None:
 
 
 @pytest.mark.parametrize(("commit_seconds", "done"), [(0, 3), (60, 0)])
-def test_a_killed_first_update_goes_on(tmp_path, videos, encoder, monkeypatch, commit_seconds, done):
+def test_a_killed_first_update_continues(tmp_path, videos, encoder, monkeypatch, commit_seconds, done):
     index = tmp_path / "index"
     monkeypatch.setattr(indexing, "COMMIT_SECONDS", commit_seconds)
     killed(run_update, index, videos, DyingEncoder(3))
@@ -60,7 +60,7 @@ def test_a_killed_first_update_goes_on(tmp_path, videos, encoder, monkeypatch, c
 
 
 @pytest.mark.parametrize(("commit_seconds", "done"), [(0, 3), (60, 0)])
-def test_a_killed_later_update_goes_on(made, videos, encoder, monkeypatch, commit_seconds, done):
+def test_a_killed_later_update_continues(made, videos, encoder, monkeypatch, commit_seconds, done):
     encoder.calls_since()
     write_files(videos, {f"new{number}.mp4": str(number) for number in range(5)})
     monkeypatch.setattr(indexing, "COMMIT_SECONDS", commit_seconds)
@@ -138,7 +138,7 @@ def test_a_full_disk_leaves_the_index(tmp_path, encoder, small_disk, room):
     run_update(index, folder, encoder)
     if room == "arrays":
         write_files(folder, {f"more{n}.mp4": str(n) for n in range(3000)})
-    else:  # which names of bad files fill
+    else:  # filled by the names of unreadable files
         write_files(folder, {f"more{n}{'n' * 200}.mp4": "bad" for n in range(1500)})
     table = (index / "index.json").read_bytes()
     with pytest.raises(OSError, match="cannot be written.*No space left"):

@@ -1,4 +1,4 @@
-"""The application without a browser: what it answers, what it refuses, and what it leaves behind."""
+"""The application without a browser: answers, refusals, and temporary files."""
 
 import io
 import json
@@ -253,7 +253,7 @@ def test_upload_that_is_no_video(client, search, temporary_folder, content, reas
 
 
 @pytest.mark.parametrize(("error", "status"), [(ValueError("too odd"), 422), (OSError("the index is gone"), 503)])
-def test_errors_of_the_search_are_told(client, search, monkeypatch, error, status):
+def test_errors_of_the_search_are_answered(client, search, monkeypatch, error, status):
     def fail(text, top):
         raise error
 
