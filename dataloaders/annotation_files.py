@@ -1,6 +1,6 @@
-"""Reading annotation files: lists, json, csv.  Every error is a ValueError that names the file, its flag and the place.
+"""Read annotation files (lists, JSON, csv). Every error is a ValueError that names the file, its flag and the place.
 
-A missing file is `require_path`'s FileNotFoundError.  Text is UTF-8, with or without a byte order mark.
+A missing file is `require_path`'s FileNotFoundError. Text is UTF-8, with or without a byte order mark.
 """
 
 import csv
@@ -8,66 +8,67 @@ import io
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from reprlib import repr as shorten  # and safe for what nests too deeply to be written out
+from reprlib import repr as shorten  # safe for values that nest too deeply for Python's own
 from typing import Any
 
 from dataloaders.annotations import first_names, require_path
 
 MAX_BYTES = 512 << 20
-"""Of an annotation file: MSR-VTT's json has 30 MB.  What is read may take many times the memory of the file."""
+"""Largest annotation file that is read: MSR-VTT's JSON has 30 MB, and parsed it takes many times as much memory."""
 
 
 def read_bytes(path, flag: str, limit: int = MAX_BYTES) -> bytes:
-    """The whole file, which has no more than `limit` bytes."""
+    """Return the content of a file of at most `limit` bytes."""
     path = require_path(path, flag)
     size = path.stat().st_size
     if size > limit:
-        raise ValueError(f"{path} ({flag}) has {size} bytes, more than the {limit} that are read of such a file")
+        raise ValueError(f"{path} ({flag}) has {size} bytes, more than the {limit} that are allowed")
     return path.read_bytes()
 
 
 def read_text(path, flag: str) -> str:
-    """The whole file, with the line ends that it has."""
+    """Return the text of a file with its line ends as they are."""
     content = read_bytes(path, flag)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path} ({flag}), line {line}: no UTF-8 text ({error.reason})") from error
+        raise ValueError(f"{path} ({flag}), line {line}: not valid UTF-8 ({error.reason})") from error
 
 
 def read_lines(path, flag: str) -> list[tuple[int, str]]:
-    """Number, from 1, and text of every line that is not blank."""
-    # Only line ends separate: captions may hold characters that `str.splitlines` takes for separators too.
+    """Return the number, from 1, and the text of every line that is not blank."""
+    # Not `str.splitlines`, which also separates at characters that captions may hold.
     lines = io.StringIO(read_text(path, flag), newline=None)
     return [(number, line.rstrip("\n")) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def read_ids(path, flag: str) -> list[str]:
-    """The distinct ids of a list with one id per line, in order."""
+    """Return the distinct ids of a list with one id per line, in order."""
     return list(dict.fromkeys(line.strip() for _, line in read_lines(path, flag)))
 
 
 def read_json(path, flag: str, kind: type) -> Any:
-    """The content of a json file whose outermost value is of `kind`, list or dict."""
+    """Return the content of a JSON file whose outermost value is of `kind`, list or dict."""
     return parse_json(read_text(path, flag), kind, f"{path} ({flag})")
 
 
 def parse_json(text: str, kind: type, place: str) -> Any:
-    """`text` as json whose outermost value is of `kind`; errors begin with `place`."""
+    """Return the content of JSON `text` whose outermost value is of `kind`; errors begin with `place`."""
     try:
         content = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"{place} is no json: {error}") from error
+        raise ValueError(f"{place} is not valid JSON: {error}") from error
     except RecursionError as error:
-        raise ValueError(f"{place} is no json that can be read: it nests too deeply") from error
+        raise ValueError(f"{place} is not valid JSON: it nests too deeply") from error
     if not isinstance(content, kind):
-        raise ValueError(f"{place} must hold a json {kind.__name__}, not a {type(content).__name__}")
+        raise ValueError(f"{place} must hold a JSON {kind.__name__}, not a {type(content).__name__}")
     return content
 
 
 def read_csv(path, flag: str, columns: Iterable[str]) -> list[tuple[int, dict[str, str]]]:
-    """Line number and fields by column of every row of a csv whose header has at least these columns."""
+    """Return the line number and the fields by column of every row of a csv whose header has at least `columns`."""
+    # Not pandas: it reads captions such as "null" as missing values and has no line numbers for errors.
     reader = csv.DictReader(io.StringIO(read_text(path, flag), newline=""), strict=True)
     rows = []
     try:
@@ -87,7 +88,7 @@ def read_csv(path, flag: str, columns: Iterable[str]) -> list[tuple[int, dict[st
 
 
 def check_entry(entry: Any, kinds: Mapping[str, type | tuple[type, ...]], place: str) -> None:
-    """Raise ValueError unless `entry` is a dict with these keys and kinds of values; `place` begins the message."""
+    """Raise ValueError, beginning with `place`, unless `entry` is a dict with these keys and types of values."""
     if not isinstance(entry, dict) or not all(isinstance(entry.get(key), kind) for key, kind in kinds.items()):
         names = [
             f"{key} ({' or '.join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))})"
@@ -97,7 +98,7 @@ def check_entry(entry: Any, kinds: Mapping[str, type | tuple[type, ...]], place:
 
 
 def check_texts(values: list, place: str) -> list[str]:
-    """`values` if all are strings, else a ValueError that begins with `place`."""
+    """Return `values` if all are strings; else raise ValueError, beginning with `place`."""
     for value in values:
         if not isinstance(value, str):
             raise ValueError(f"{place} must be texts; one is {shorten(value)}")
@@ -107,12 +108,12 @@ def check_texts(values: list, place: str) -> list[str]:
 def texts_of_split(
     video_ids: Iterable[str], texts: Mapping[str, list[str]], listing: Path, source: Path, flags: str = "--data_path"
 ) -> dict[str, list[str]]:
-    """The texts of each id of the file `listing`, in its order; ValueError where `source` has none for some ids."""
+    """Return the texts of each id of the file `listing`, in order; raise ValueError if `source` lacks some."""
     chosen = {video_id: texts.get(video_id, []) for video_id in video_ids}
-    silent = [video_id for video_id, found in chosen.items() if not found]
-    if silent:
+    missing = [video_id for video_id, found in chosen.items() if not found]
+    if missing:
         raise ValueError(
-            f"{len(silent)} of {len(chosen)} videos of {listing} have no caption in {source} ({flags}): "
-            f"{first_names(silent)}"
+            f"{len(missing)} of {len(chosen)} videos of {listing} have no caption in {source} ({flags}): "
+            f"{first_names(missing)}"
         )
     return chosen

@@ -1,4 +1,4 @@
-"""What a reader returns, whatever the data set: captions, and the file of every video that they describe."""
+"""Captions of a split and the files of their videos: the form in which every data set's reader returns them."""
 
 import math
 import os
@@ -11,7 +11,7 @@ VIDEO_EXTENSIONS = (
     ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".m2ts", ".m2v", ".m4v", ".mkv", ".mov", ".mp4",
     ".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".ogm", ".ogv", ".rm", ".rmvb", ".ts", ".vob", ".webm", ".wmv",
 )  # fmt: skip
-"""Containers that FFmpeg reads, in lower case; file names are compared without regard to case."""
+"""Containers that FFmpeg reads; the case of a file's extension does not matter."""
 
 NAMES_SHOWN = 5
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -19,7 +19,7 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """One text and the video that it describes; `start` and `end` (seconds) bound a moment, None is the whole video."""
+    """A text and the video that it describes; `start` and `end` are seconds, or None for the video's own."""
 
     video_id: str
     text: str
@@ -29,7 +29,7 @@ class Caption:
 
 @dataclass
 class Annotations:
-    """The captions of one split in their order, where each of their videos lies, and what else the log should say."""
+    """The captions of a split in order, the file of each of their videos, and notes for the log."""
 
     captions: list[Caption]
     video_paths: dict[str, Path]
@@ -42,11 +42,11 @@ class Annotations:
 
 
 class CaptionsOnly:
-    """In the place of `features_path`: the split is read for its texts, and its videos need not exist."""
+    """In the place of `features_path`: only the texts of a split are read, and its videos need not exist."""
 
 
 class MissingVideosError(FileNotFoundError):
-    """Some videos of a split have no file: `missing` are their ids, `found` the files of the others by id."""
+    """Videos of a split without a file: `missing` holds their ids, `found` the files of the others by id."""
 
     def __init__(self, message: str, missing: list[str], found: dict[str, Path]):
         super().__init__(message)
@@ -64,18 +64,18 @@ def locate_captions(
     prefix: str = "",
     notes: tuple[str, ...] = (),
 ) -> Annotations:
-    """The last step of every reader: checks the captions and finds the file of each caption's video.
+    """Check the captions of a split and find the files of their videos: the last step of every reader.
 
     Args:
-        captions: the split, in its order.
-        features_path: folder of the videos, from `--features_path`, or `CaptionsOnly`.
-        source: the file that the captions come from, and `flag`, the command-line flag that named it (for errors).
+        captions: captions of the split, in order.
+        features_path: folder of the videos, or `CaptionsOnly`.
+        source, flag: the file that the captions come from and the flag that names it, for errors.
         by_name, prefix: see `find_videos`.
-        notes: what the log should say of the split beside its counts.
+        notes: facts for the log beside the counts.
 
     Raises:
-        ValueError: the split is empty, a caption has no text or a time span that is none, a video has several files,
-            or an id cannot name a file below `features_path`.
+        ValueError: the split is empty, a caption has no text, a time span is not valid, a video has several files, or
+            an id does not name a file below `features_path`.
         MissingVideosError: a video has no file.
     """
     if not captions:
@@ -106,19 +106,17 @@ def locate_captions(
 
 
 def find_videos(video_ids: Iterable[str], features_path, *, by_name: bool = False, prefix: str = "") -> dict[str, Path]:
-    """Finds the file of every id anywhere under `features_path` in one walk, in the order of the ids.
+    """Find the file of every id in one walk through `features_path`; the result keeps the order of the ids.
 
-    An id is a file's name without the extension, which must be one of `VIDEO_EXTENSIONS`; the file's name may have
-    `prefix` before it.  With `by_name` an id is a whole file name, or a path below `features_path`.  Where there is no
-    such file it is a name without its extension; and where that fails too, and the id ends in a container's extension
-    (or a bare dot), a file that differs only in the extension is taken: a compressed copy.
-    For `CaptionsOnly` there is nothing to find, and the result is empty.
+    An id is a file's name without its extension, which is one of `VIDEO_EXTENSIONS`; `prefix` may precede it in the
+    file's name. With `by_name` three readings are tried in turn: a file name, or a path below `features_path`; a name
+    without its extension; and, if the id ends in a container's extension or a bare dot, a file of the same name with
+    another extension, such as a compressed copy. `CaptionsOnly` gives an empty result.
 
     Raises:
-        FileNotFoundError: `features_path` is no folder.
-        MissingVideosError: some ids have no file; names the first five.
-        ValueError: some ids have more than one file, so that any choice would be a guess; names the first five.
-            Or an id is empty or leads out of the folder.
+        FileNotFoundError: `features_path` is not a folder.
+        MissingVideosError: ids have no file; names the first five.
+        ValueError: ids have more than one file (names the first five), or an id is empty or leads out of the folder.
     """
     if features_path is CaptionsOnly:
         return {}
@@ -164,12 +162,12 @@ def find_videos(video_ids: Iterable[str], features_path, *, by_name: bool = Fals
 
 
 def first_names(names: list[str]) -> str:
-    """The first few names for a message, with dots where there are more."""
+    """Return the first few names for a message, followed by dots if there are more."""
     return ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
 
 
 def require_path(path, flag: str, *, folder: bool = False) -> Path:
-    """`path` as a Path if it is a file (or a folder); otherwise a FileNotFoundError that names it and its flag."""
+    """Return `path` as a Path if it is a file (or a folder); else raise FileNotFoundError, naming it and its flag."""
     kind = "folder" if folder else "file"
     if not path:
         raise FileNotFoundError(f"{flag} is needed: it names a {kind}")
@@ -185,9 +183,9 @@ def _check_id(video_id: str, folder: Path) -> None:
 
 
 def walk_files(folder: Path, on_error: Callable[[OSError], None] | None = None) -> Iterator[os.DirEntry]:
-    """Every file below `folder`; links are followed, and each real folder is visited once, so cycles end.
+    """Yield every file below `folder`; links are followed, and each real folder is visited once, so that cycles end.
 
-    The OSError of a folder that cannot be read is raised, or given to `on_error`, and the walk goes on.
+    The OSError of an unreadable folder is raised; with `on_error` that function gets it, and the walk goes on.
     """
     waiting, visited = [os.fspath(folder)], set()
     while waiting:

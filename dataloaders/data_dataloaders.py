@@ -1,6 +1,6 @@
-"""The one place that builds a DataLoader: `DATALOADER_DICT[data set][split]`, and the loaders of an evaluation.
+"""Build the loaders of every data set: `DATALOADER_DICT[data set][split]`, and those of an evaluation.
 
-To add a data set, write its reader, `read_split(config, subset) -> Annotations`, and give it two lines at the end.
+To add a data set, write its reader, `read_split(config, subset) -> Annotations`, and add it to both tables at the end.
 """
 
 import logging
@@ -34,12 +34,15 @@ logger = logging.getLogger(__name__)
 def build_train_loader(
     read_split: ReadSplit, every_caption: Callable[[DataConfig], bool], args, tokenizer, image_resolution: int = 224
 ) -> tuple[VideoLoader, int, EpochSampler]:
-    """The shuffled loader of this process, the number of samples of all processes, and the sampler.
+    """Return the shuffled loader of this process, the number of samples of all processes, and the sampler.
 
-    The sampler drops what does not divide by the number of processes, and the loader what does not fill a batch, so
+    The sampler drops samples that do not divide by the number of processes, and the loader an incomplete batch, so
     that no sample occurs twice in an epoch: a repeated video would be its own negative.
 
-    Raises ValueError where the split has fewer samples than `--batch_size`, or that does not divide.
+    Raises:
+        ValueError: a flag is not valid, `--batch_size` is not divisible by the processes and accumulation steps, or
+            the split has fewer samples than one batch.
+        FileNotFoundError: as the reader.
     """
     config = DataConfig.from_namespace(args)
     rank, world_size = _rank_and_world_size()
@@ -66,10 +69,14 @@ def build_train_loader(
 def build_evaluation_loader(
     read_split: ReadSplit, args, tokenizer, subset: str = "test", image_resolution: int = 224
 ) -> tuple[VideoLoader, int]:
-    """A loader of all (caption, video) pairs in order, the same in every process, and their number.
+    """Return a loader of all (caption, video) pairs in order, the same in every process, and their number.
 
-    `subset` is a split of the data set, or "holdout" or "bank" (see `read_subset`); the pairs of a bank cannot be read,
-    only its captions.
+    `subset` is a split of the data set, "holdout" or "bank" (see `read_subset`). A bank has captions only: its pairs
+    cannot be read.
+
+    Raises:
+        ValueError: a flag is not valid, or as the reader.
+        FileNotFoundError: as the reader.
     """
     config = DataConfig.from_namespace(args)
     annotations = read_subset(read_split, config, subset)
@@ -82,7 +89,7 @@ def build_evaluation_loader(
 def evaluation_loader(
     dataset: RetrievalDataset, split: str = "test", policy: str = "fail", batch_size: int = 64, num_workers: int = 0
 ) -> VideoLoader:
-    """A loader of all pairs of a data set in order; with `policy` "skip" an unreadable video has no frames."""
+    """Return a loader of all pairs in order; with the policy "skip" an unreadable video has no frames."""
     samples, new_record = dataset.samples(replace_unreadable=False), _new_record(split, policy, dataset)
     return VideoLoader(dataset, samples, new_record, batch_size=batch_size, num_workers=num_workers)
 
@@ -90,12 +97,12 @@ def evaluation_loader(
 def evaluation_loaders(
     loader: VideoLoader, rank: int = 0, world_size: int = 1, bank: VideoLoader | None = None
 ) -> tuple[DataLoader, VideoLoader]:
-    """Loaders of this rank's texts and of its distinct videos, from a loader over all pairs.
+    """Return loaders of this rank's texts and of its distinct videos, from a loader of all pairs.
 
-    Text batches are `(input_ids, input_mask, segment_ids)`, video batches `(video, video_mask)`.  Both keep the order
-    of the data set and give this rank the items of `shard_bounds`, so joining the ranks' results in the order of the
-    ranks restores it: texts as the captions, videos as `loader.dataset.video_ids`.  A share may be empty.  The captions
-    of a `bank` follow those of the data set, so that one pass encodes both.
+    Text batches are `(input_ids, input_mask, segment_ids)`, video batches `(video, video_mask)`. Each rank has the
+    items of `shard_bounds`, possibly none, so that concatenating the ranks' results restores the order of the captions
+    and of `loader.dataset.video_ids`. The captions of a `bank` follow those of the data set, so that one pass encodes
+    both.
     """
     captions = loader.dataset.captions_only()
     if bank is not None:
@@ -107,7 +114,7 @@ def evaluation_loaders(
 
 
 def shard_bounds(length: int, rank: int, world_size: int) -> tuple[int, int]:
-    """First and one past the last item of a rank's contiguous share; the first `length % world_size` get one more."""
+    """Return first and end of a rank's contiguous share; the first `length % world_size` ranks have one item more."""
     share, extra = divmod(length, world_size)
     first = rank * share + min(rank, extra)
     return first, first + share + (rank < extra)
@@ -191,7 +198,7 @@ READERS = {
     "msvd": dataloader_msvd_retrieval.read_split,
     "vatex": dataloader_vatex_retrieval.read_split,
 }
-"""By data set: `read_split(config, subset) -> Annotations`."""
+"""Readers by data set: `read_split(config, subset) -> Annotations`."""
 
 DATALOADER_DICT = {
     "activity": _loaders(READERS["activity"], has_test=False),
@@ -202,6 +209,7 @@ DATALOADER_DICT = {
     "msvd": _loaders(READERS["msvd"]),
     "vatex": _loaders(READERS["vatex"]),
 }
-"""By data set: `train(args, tokenizer, image_resolution=224) -> (loader, length, sampler)`, `val` and `test`
-`(args, tokenizer, subset="test", image_resolution=224) -> (loader, length)`, where `subset` chooses the split.  Without
-a `test` (MSR-VTT's 1k-A, ActivityNet) the `val` split is the test split."""
+"""Loaders by data set: `train(args, tokenizer, image_resolution=224) -> (loader, length, sampler)`, `val` and `test`
+`(args, tokenizer, subset="test", image_resolution=224) -> (loader, length)`. `args` is any object with flags as
+attributes; a missing one has the flag's default. A data set whose `test` is None (MSR-VTT's 1k-A, ActivityNet) has its
+test split as `val`."""

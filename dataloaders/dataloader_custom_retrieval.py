@@ -1,4 +1,4 @@
-"""Your own data: one CSV or JSONL with `video, caption` and optionally `start, end, split`, a row for each caption."""
+"""Your own data: a csv or JSONL file with `video, caption` and optionally `start, end, split`, a row per caption."""
 
 import os
 from dataclasses import replace
@@ -13,14 +13,15 @@ KEYS = ("video", "caption", "start", "end", "split")
 
 
 def read_split(config: DataConfig, subset: str) -> Annotations:
-    """Reads the subset's rows of `--data_path`, or else of `--train_csv` (training) or `--val_csv` (evaluation).
+    """Read the subset's rows of `--data_path` if it is a file, else of `--train_csv` (training) or `--val_csv`.
 
-    `--data_path` goes first where it is a file, and needs `split` in every row.  In the other two a row without
-    `split` belongs to the split that the flag stands for.  `video` is a file's name, its name without the extension,
-    or its path below `--features_path`; `start` and `end` are seconds, and an end behind the video's end is the end.
-    Other columns are left unread, and the log names them.
+    `--data_path` needs `split` in every row; in the other files a row without `split` belongs to the flag's own split.
+    `video` is a file's name, its name without the extension, or its path below `--features_path`. `start` and `end`
+    are seconds; an end after the video's end is the video's end. Other columns are ignored and named in the log.
 
-    Raises FileNotFoundError for a missing file, video or folder, and ValueError for a file of another form.
+    Raises:
+        FileNotFoundError: a file, video or folder is missing.
+        ValueError: a file does not have this form.
     """
     flag = "--train_csv" if subset == "train" else "--val_csv"
     path = config.train_csv if subset == "train" else config.val_csv
@@ -36,8 +37,8 @@ def read_split(config: DataConfig, subset: str) -> Annotations:
         split = row.get("split") or (None if flag == "--data_path" else subset)
         if split not in SPLITS:
             raise ValueError(
-                f"{place}: split must be one of {', '.join(SPLITS)}, not {split!r}; a file of one split only, which "
-                "needs no split, is named by --train_csv or --val_csv"
+                f"{place}: split must be one of {', '.join(SPLITS)}, not {split!r}; name a file without the column "
+                "split by --train_csv or --val_csv"
             )
         splits.add(split)
         if split == subset:
@@ -51,7 +52,7 @@ def read_split(config: DataConfig, subset: str) -> Annotations:
 
 
 def _named_by_file(annotations: Annotations, folder: Path, notes: tuple[str, ...]) -> Annotations:
-    """The same with each file's path below `folder` for its id: two ways to write a name are one video, not a tie."""
+    """Return the annotations with each file's path below `folder` as its id: two spellings of a name are one video."""
     names = {video_id: path.relative_to(folder).as_posix() for video_id, path in annotations.video_paths.items()}
     captions = [replace(caption, video_id=names[caption.video_id]) for caption in annotations.captions]
     return Annotations(captions, {names[video_id]: path for video_id, path in annotations.video_paths.items()}, notes)
@@ -67,7 +68,7 @@ def _read_rows(path: Path, flag: str) -> list[tuple[int, dict]]:
 
 
 def _seconds(value, place: str) -> float | None:
-    """A time of a csv (text, empty for none) or of a json (number or null)."""
+    """Return a time of a csv (text, empty for None) or of JSON (a number or null)."""
     if value is None or value == "":
         return None
     try:

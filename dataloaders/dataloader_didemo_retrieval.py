@@ -1,4 +1,4 @@
-"""DiDeMo: a list names the videos of a split, a json holds their descriptions; all those of a video are one text."""
+"""DiDeMo: a list and a JSON file of descriptions for each split; all descriptions of a video are one text."""
 
 from dataloaders.annotation_files import check_entry, read_ids, read_json, texts_of_split
 from dataloaders.annotations import Annotations, Caption, locate_captions, require_path
@@ -8,13 +8,14 @@ START, END = 0, 31  # seconds: the annotators saw the first half minute only
 
 
 def read_split(config: DataConfig, subset: str) -> Annotations:
-    """Reads `{train,val,test}_list.txt` and `{train,val,test}_data.json` in the folder `--data_path`.
+    """Read `{train,val,test}_list.txt` and `{train,val,test}_data.json` in the folder `--data_path`.
 
-    An id is a file's whole name.  Where that file does not exist, one with the same name and another extension is
-    taken, such as a compressed copy.  A few videos are listed under two extensions; they may then share a file, which
-    the log counts.
+    An id is a file name. If that file is missing, one with another extension is taken, such as a compressed copy. A
+    few videos are listed under two extensions; they may then share a file, which the log counts.
 
-    Raises FileNotFoundError for a missing file, video or folder, and ValueError for a file of another form.
+    Raises:
+        FileNotFoundError: a file, video or folder is missing.
+        ValueError: a file does not have the published form.
     """
     folder = require_path(config.data_path, "--data_path", folder=True)
     listing, source = folder / f"{subset}_list.txt", folder / f"{subset}_data.json"

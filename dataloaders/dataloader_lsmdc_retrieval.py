@@ -1,4 +1,4 @@
-"""LSMDC: one tab-separated file per split, without a header; one clip and one sentence per row."""
+"""LSMDC: a tab-separated file without a header for each split; a clip and a sentence per row."""
 
 from dataloaders.annotation_files import read_lines
 from dataloaders.annotations import Annotations, Caption, locate_captions, require_path
@@ -13,12 +13,14 @@ FIELDS = ("clip id", "start aligned", "end aligned", "start extracted", "end ext
 
 
 def read_split(config: DataConfig, subset: str) -> Annotations:
-    """Reads the subset's file in the folder `--data_path`.
+    """Read the subset's file in the folder `--data_path`.
 
-    The four times say where in the film a clip was cut; the clips are files of their own, so the times are not used.
-    A clip's file is named by its id, `3086_UGLY_TRUTH_00.23.23.000-00.23.28.886.avi`, in a folder per film or not.
+    The four times in a row are the clip's place in the film; they are not used, since each clip is a file of its own.
+    Its name is its id, as in `3086_UGLY_TRUTH_00.23.23.000-00.23.28.886.avi`, with or without a folder per film.
 
-    Raises FileNotFoundError for a missing file, video or folder, and ValueError for a file of another form.
+    Raises:
+        FileNotFoundError: a file, video or folder is missing.
+        ValueError: a file does not have the published form.
     """
     source = require_path(config.data_path, "--data_path", folder=True) / FILE_NAMES[subset]
     captions = []

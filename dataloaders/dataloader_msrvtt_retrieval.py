@@ -1,4 +1,4 @@
-"""MSR-VTT: a csv names the videos of a split, one json holds all captions; the test csv brings its own captions."""
+"""MSR-VTT: a csv of the training videos with a JSON file of all captions, and a test csv with its own captions."""
 
 from pathlib import Path
 
@@ -8,16 +8,18 @@ from dataloaders.data_config import DataConfig
 
 
 def read_split(config: DataConfig, subset: str) -> Annotations:
-    """Reads `train` (`--train_csv`, `--data_path`), or the test csv (`--val_csv`) for any other subset.
+    """Read "train" from `--train_csv` and `--data_path`, or the test split from `--val_csv` for any other subset.
 
-    Raises FileNotFoundError for a missing file, video or folder, and ValueError for a file of another form.
+    Raises:
+        FileNotFoundError: a file, video or folder is missing.
+        ValueError: a file does not have the published form.
     """
     if subset == "train":
         csv_path = require_path(config.train_csv, "--train_csv")
         json_path = require_path(config.data_path, "--data_path")
         video_ids = dict.fromkeys(row["video_id"] for _, row in read_csv(csv_path, "--train_csv", ["video_id"]))
         texts = _read_sentences(json_path)
-        # The `annotations` form is also written with bare numbers for ids.
+        # Some files in the `annotations` form have bare numbers as ids.
         texts = {name: texts.get(name) or texts.get(name.removeprefix("video"), []) for name in video_ids}
         texts = texts_of_split(video_ids, texts, csv_path, json_path, "--train_csv, --data_path")
         captions = [Caption(name, text) for name, found in texts.items() for text in found]
@@ -30,7 +32,7 @@ def read_split(config: DataConfig, subset: str) -> Annotations:
 
 
 def _read_sentences(path: Path) -> dict[str, list[str]]:
-    """Texts by video id, from `{"sentences": [{video_id, caption}]}` or `{"annotations": [{image_id, caption}]}`."""
+    """Return texts by video id: `{"sentences": [{video_id, caption}]}` or `{"annotations": [{image_id, caption}]}`."""
     place = f"{path} (--data_path)"
     content = read_json(path, "--data_path", dict)
     if isinstance(content.get("sentences"), list):

@@ -1,9 +1,9 @@
-"""MSVD: a list names the videos of a split, one pickle holds the captions of all videos as lists of words."""
+"""MSVD: a list of videos for each split, and a pickle with the captions of all videos as lists of words."""
 
 import io
 import pickle
 from pathlib import Path
-from reprlib import repr as shorten  # and safe for what nests too deeply to be written out
+from reprlib import repr as shorten  # safe for values that nest too deeply for Python's own
 
 from dataloaders.annotation_files import read_bytes, read_ids, texts_of_split
 from dataloaders.annotations import Annotations, Caption, locate_captions, require_path
@@ -14,9 +14,11 @@ MAX_TEXT = 1 << 26  # words and characters of all captions; the published file h
 
 
 def read_split(config: DataConfig, subset: str) -> Annotations:
-    """Reads `{train,val,test}_list.txt` and `raw-captions.pkl` in the folder `--data_path`; every caption counts.
+    """Read `{train,val,test}_list.txt` and `raw-captions.pkl` in the folder `--data_path`; every caption is used.
 
-    Raises FileNotFoundError for a missing file, video or folder, and ValueError for a file of another form.
+    Raises:
+        FileNotFoundError: a file, video or folder is missing.
+        ValueError: a file does not have the published form.
     """
     folder = require_path(config.data_path, "--data_path", folder=True)
     listing, source = folder / f"{subset}_list.txt", folder / "raw-captions.pkl"
@@ -27,27 +29,28 @@ def read_split(config: DataConfig, subset: str) -> Annotations:
 
 
 def read_captions(path: Path) -> dict[str, list[str]]:
-    """Captions by video id from a pickle of `{id: [[word, ...], ...]}`; it can run no code.
+    """Return the captions by video id from a pickle of `{id: [[word, ...], ...]}`, without running its code.
 
-    Raises ValueError, naming the class where it asks for one, for a pickle of anything but dicts, lists and strings,
-    and for one of many more words than its size lets expect.
+    Raises:
+        ValueError: the pickle has other values than dicts, lists and strings (names the class that it would import),
+            or expands to more than `MAX_TEXT` words and characters.
     """
     place = f"{path} (--data_path)"
     pickled = read_bytes(path, "--data_path", MAX_PICKLE_BYTES)
     try:
         content = PlainUnpickler(io.BytesIO(pickled), encoding="utf-8").load()
-    except Exception as error:  # damaged bytes make pickle raise nearly anything
+    except Exception as error:  # damaged bytes make pickle raise nearly any exception
         raise ValueError(
-            f"{place} is no pickle of plain dicts, lists and strings: {type(error).__name__}: {error}"
+            f"{place} is not a pickle of plain dicts, lists and strings: {type(error).__name__}: {error}"
         ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{place} must hold a dict of captions by video id, not a {type(content).__name__}")
     texts, remaining = {}, MAX_TEXT
     for video_id, captions in content.items():
-        # A pickle can name the same list again and again: what it holds may be far larger than it is.
+        # A pickle can refer to the same list again and again, and expand to far more than its own size.
         remaining -= _expanded_length(captions, remaining)
         if remaining < 0:
-            raise ValueError(f"{place} repeats its words until they are more than {MAX_TEXT} words and characters")
+            raise ValueError(f"{place} expands to more than {MAX_TEXT} words and characters")
         if not (isinstance(video_id, str) and isinstance(captions, list) and all(map(_is_word_list, captions))):
             raise ValueError(
                 f"{place}: a video id (str) needs a list of lists of words; {shorten(video_id)} has {shorten(captions)}"
@@ -57,10 +60,10 @@ def read_captions(path: Path) -> dict[str, list[str]]:
 
 
 class PlainUnpickler(pickle._Unpickler):
-    """Python's own interpreter of pickles, with the instructions for dicts, lists, strings and numbers alone.
+    """Python's own interpreter of pickles, reduced to the instructions for dicts, lists, strings and numbers.
 
-    What a name in the pickle would import, the way to run code, is an error.  The faster `pickle.Unpickler` takes
-    gigabytes for a few bytes that number a place in its memory.
+    A name to import, which is the way to run code, is an error. Not the faster `pickle.Unpickler`, which allocates
+    gigabytes for a few bytes with a large memo index.
     """
 
     dispatch = {  # noqa: RUF012 - the name and form are the base class's
@@ -76,7 +79,7 @@ class PlainUnpickler(pickle._Unpickler):
     }  # fmt: skip
 
     def find_class(self, module: str, name: str):
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        raise pickle.UnpicklingError(f"it would import {module}.{name}")
 
     def load_empty_set(self):
         self.find_class("builtins", "set")
@@ -95,7 +98,7 @@ class PlainUnpickler(pickle._Unpickler):
 
     def set_items(self, items: list):
         for key in items[::2]:
-            # The hash of tuples in tuples in tuples can take for ever.
+            # The hash of deeply nested tuples can take for ever.
             if not isinstance(key, str | int):
                 raise pickle.UnpicklingError(f"a key is a {type(key).__name__}")
         self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
@@ -107,13 +110,12 @@ class PlainUnpickler(pickle._Unpickler):
 
 
 def _expanded_length(captions, limit: int) -> int:
-    """Number of words and characters in lists of words, 0 for what is none; counted only as far as `limit`."""
+    """Return the number of words and characters in lists of words, counted only as far as `limit`."""
     length = 0
     for words in captions if isinstance(captions, list) else ():
         length += 1
         if isinstance(words, list | tuple):
             length += len(words)
-            # Only then is it worth looking at them.
             if length <= limit:
                 length += sum(len(word) for word in words if isinstance(word, str))
         if length > limit:

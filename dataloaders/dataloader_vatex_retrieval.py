@@ -1,4 +1,4 @@
-"""VATEX: a list names the videos of a split; the json files hold ten English captions of each video."""
+"""VATEX: a list of videos for each split, and JSON files with ten English captions per video."""
 
 from pathlib import Path
 
@@ -10,12 +10,14 @@ JSON_FILES = "vatex*.json"
 
 
 def read_split(config: DataConfig, subset: str) -> Annotations:
-    """Reads `{train,val,test}_list.txt` and every `vatex*.json` in the folder `--data_path`; every caption counts.
+    """Read `{train,val,test}_list.txt` and every `vatex*.json` in the folder `--data_path`; every caption is used.
 
-    The json files may be those that VATEX publishes (`vatex_training_v1.0.json`, `vatex_validation_v1.0.json`,
-    `vatex_public_test_english_v1.1.json`), or one for all: the lists decide what belongs to a split.
+    The JSON files may be those that VATEX publishes (`vatex_training_v1.0.json`, `vatex_validation_v1.0.json`,
+    `vatex_public_test_english_v1.1.json`) or a single one: the lists define the splits.
 
-    Raises FileNotFoundError for a missing file, video or folder, and ValueError for a file of another form.
+    Raises:
+        FileNotFoundError: a file, video or folder is missing.
+        ValueError: a file does not have the published form.
     """
     folder = require_path(config.data_path, "--data_path", folder=True)
     listing, source = folder / f"{subset}_list.txt", folder / JSON_FILES
@@ -25,7 +27,7 @@ def read_split(config: DataConfig, subset: str) -> Annotations:
 
 
 def _read_captions(folder: Path) -> dict[str, list[str]]:
-    """English captions by video id, from lists of `{"videoID", "enCap": [text, ...]}`."""
+    """Return the English captions by video id from lists of `{"videoID", "enCap": [text, ...]}`."""
     files = sorted(folder.glob(JSON_FILES))
     if not files:
         raise FileNotFoundError(f"no such file: {folder / JSON_FILES} (--data_path)")

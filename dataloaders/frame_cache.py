@@ -1,25 +1,25 @@
-"""Decoded frames on disk: every video is decoded once, for all captions, epochs, ranks and runs.
+"""Cache decoded frames on disk: every video is decoded once, for all captions, epochs, ranks and runs.
 
     DIRECTORY/ab/abcdef...           one entry: the frames of one video for one choice of settings, in filmed order
     DIRECTORY/*.incomplete_frames    entries that are being written
 
 An entry's name is the SHA-256 of its key: name, size and modification time of the video file, all sampling settings,
-and what else decides pixels: DECODING_RULE and the versions of FFmpeg's libraries.  A folder of videos can be moved or
-mounted elsewhere, and a file that is replaced is decoded again.  Two files are taken for one only if name, size and
-time to the nanosecond agree: within a data set names are unique.
+and what else the pixels depend on: DECODING_RULE and the versions of FFmpeg's libraries and Pillow. A folder of videos
+can be moved or mounted elsewhere, and a file that is replaced is decoded again. Two files are taken for one only if
+name, size and time to the nanosecond agree; within a data set names are unique.
 
 An entry is, with little-endian numbers:
 
     bytes  8   MAGIC, which is also the version of this layout
-           4   CRC-32 of all that follows
+           4   CRC-32 of the bytes that follow
            4   K, length of the key
            4   L, number of frames
            K   the key, ASCII JSON
            4L  length of every frame in bytes
            ... the frames: exact is uint8 `(3, size, size)` RGB, jpeg is one JPEG file each
 
-Nothing in an entry is trusted: lengths are held against the file's before they are used, the key against the one that
-is asked for, and the checksum against the bytes.  An entry that fails is decoded again and replaced.
+Nothing in an entry is trusted: lengths are checked against the file's before they are used, the key against the
+requested one, and the checksum against the bytes. A damaged entry is decoded again and replaced.
 """
 
 import contextlib
@@ -48,37 +48,38 @@ logger = logging.getLogger(__name__)
 
 FRAME_FORMATS = ("exact", "jpeg")
 DECODING_RULE = 1
-"""Part of every key: raised when `RawVideoExtractor` gives other frames or pixels for the same settings."""
+"""Part of every key; incremented when `RawVideoExtractor` gives other frames or pixels for the same settings."""
 
 MAGIC = b"FRAMES\x00\x01"
 HEADER = "<8sIII"
-CHECKED_FROM = 12  # the bytes after magic and checksum
-HEAD_BOUND = 4096  # no header is longer: a file name has at most 255 bytes, which JSON writes in at most 1530
+CHECKED_FROM = 12  # bytes; the checksum covers what follows it
+HEAD_BOUND = 4096  # bytes; no header is longer: a file name has at most 255 bytes, which JSON writes in at most 1530
 CHUNK = 2**18  # bytes: while one chunk's checksum is computed, the disk reads ahead
 JPEG_QUALITY = 95
 TEMPORARY_SUFFIX = ".incomplete_frames"
-TEMPORARY_AGE = 24 * 3600  # seconds; no file takes that long to write, so an older one has lost its writer
+TEMPORARY_AGE = 24 * 3600  # seconds; no file takes that long to write: the writer of an older one has ended
 
 
 class DamagedEntryError(ValueError):
-    """An entry does not hold what its name promises."""
+    """An entry is damaged, or belongs to another key."""
 
 
 class FrameCache:
-    """Reads frames as its extractor does, from disk where they were read before.
+    """Reads frames as its extractor does, from disk if they have been read before.
 
-    Many processes and machines may share the folder.  They need no lock: an entry appears under its name only when it
-    is complete, and two writers of one entry write the same bytes.  Where writing fails (disk full, folder read-only),
-    this process and its workers say so once, stop storing, and decode what is not there.
+    Many processes and machines may share the folder without a lock: an entry appears under its name only when it is
+    complete, and two writers of an entry write the same bytes. If writing fails (disk full, folder read-only), this
+    process and its workers log one warning, stop storing, and decode missing entries.
 
-    `hits`, `misses` and `rebuilt` count the calls of this process that were answered from an entry, those that decoded
-    the video, and those of the latter that found a damaged entry.
+    Attributes:
+        hits, misses: calls of this process that read an entry, and that decoded the video.
+        rebuilt: the misses that found a damaged entry.
 
     Args:
-        directory: folder of the entries, made where it is missing.
+        directory: folder of the entries; created if it is missing.
         extractor: a `RawVideoExtractor` or anything with its `size`, `framerate` and `read_frames`.
         frame_format: "exact" keeps every byte; "jpeg" takes about a tenth of the space, is slower to read, and changes
-            pixels by about 1 of 255 in the mean.  Its frames are the same whether the entry was there before or not.
+            pixels by about 1 of 255 on average, with the same result on a miss and on a hit.
     """
 
     def __init__(self, directory, extractor, frame_format: str = "exact"):
@@ -91,10 +92,10 @@ class FrameCache:
         self.frame_format = frame_format
         self.hits = self.misses = self.rebuilt = 0
         self._ffmpeg = {name: av.library_versions[name][:2] for name in ("libavcodec", "libswscale")}
-        # Shared by the workers of this process and those that follow them, so that one warning is enough.  Of the spawn
-        # context: its values travel to workers of every start method.
+        # Shared with all workers of this process, for a single warning. Values of the spawn context can be passed to
+        # workers of every start method.
         self._storing = multiprocessing.get_context("spawn").Value("b", True)
-        # Entries whose checksum this process has found right, by inode, size and times: any change makes a new one.
+        # Entries whose checksum this process has verified, by inode, size and times, which any change alters.
         self._verified: set[tuple[int, ...]] = set()
         if frame_format == "jpeg":
             logger.warning("frame cache %s: jpeg frames are not exact, results differ slightly", self.directory)
@@ -102,19 +103,19 @@ class FrameCache:
 
     @property
     def is_storing(self) -> bool:
-        """False once an entry could not be written: no more are then."""
+        """False once an entry could not be written."""
         return bool(self._storing.value)
 
     def bytes_per_video(self, max_frames: int) -> int:
-        """The most bytes that an entry of exact frames takes; jpeg entries stay far below."""
+        """Return the largest size of an entry of exact frames, in bytes; jpeg entries are far smaller."""
         return HEAD_BOUND + max_frames * (4 + 3 * self.size**2)
 
     def expected_size(self, videos: int, max_frames: int) -> int:
-        """The most bytes that this number of videos (of time spans, where a video has several) takes."""
+        """Return the largest size in bytes for a number of videos, or of time spans if videos have several."""
         return videos * self.bytes_per_video(max_frames)
 
     def free_bytes(self) -> int:
-        """Free space on the disk of the folder, or where the folder would be if it could be made."""
+        """Return the free space on the disk of the folder, in bytes; the folder need not exist."""
         folder = Path(self.directory)
         while not folder.exists():
             folder = folder.parent
@@ -130,16 +131,16 @@ class FrameCache:
         end_time: float | None = None,
         random_generator: np.random.Generator | None = None,
     ) -> np.ndarray:
-        """`RawVideoExtractor.read_frames`: same arguments, same result, same errors.
+        """Read frames with the arguments, result and errors of `RawVideoExtractor.read_frames`.
 
-        A video that is gone or cannot be asked for its size and time raises VideoReadError, entry or not.
+        A video file whose size and time cannot be read raises VideoReadError even if it has an entry.
         """
         span = whole_seconds(start_time, end_time)
         source = _identity(path)
         key = self._key(source, int(max_frames), int(slice_framepos), *span)
         name = hashlib.sha256(key).hexdigest()
         entry = os.path.join(self.directory, name[:2], name)
-        # Far above every entry, also of tiny frames, which are larger as JPEG files.
+        # Far above every entry, even of tiny frames, which are larger as JPEG files.
         frames = self._load(entry, key, most_bytes=16 * self.bytes_per_video(max_frames))
         if frames is None:
             self.misses += 1
@@ -172,7 +173,7 @@ class FrameCache:
         return json.dumps(settings).encode("ascii")
 
     def _load(self, entry: str, key: bytes, most_bytes: int) -> np.ndarray | None:
-        """The frames of the entry; None if there is none or if it is damaged, which is counted."""
+        """Return the frames of an entry; None if it is missing or damaged."""
         try:
             with open(entry, "rb", buffering=0) as file:
                 status = os.fstat(file.fileno())
@@ -184,7 +185,7 @@ class FrameCache:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, Image.DecompressionBombError) as error:
-            logger.info("frame cache: %s is damaged and is made again: %s", entry, error)
+            logger.info("frame cache: %s is damaged and is decoded again: %s", entry, error)
             self.rebuilt += 1
             return None
         self._verified.add(stamp)
@@ -192,7 +193,7 @@ class FrameCache:
         return frames
 
     def _pack(self, frames: np.ndarray, key: bytes) -> np.ndarray:
-        """The bytes of an entry, `(N,)` uint8."""
+        """Return the bytes of an entry, uint8 `(N,)`."""
         blocks = [frame.tobytes() if self.frame_format == "exact" else _to_jpeg(frame) for frame in frames]
         lengths = np.array([len(block) for block in blocks], dtype="<u4").tobytes()
         head = struct.pack(HEADER, MAGIC, 0, len(key), len(blocks))
@@ -202,13 +203,13 @@ class FrameCache:
         return np.frombuffer(content, dtype=np.uint8)
 
     def _unpack(self, content: np.ndarray, key: bytes) -> np.ndarray:
-        """The frames `(L, 3, size, size)` in an entry; raises ValueError where it is not what `key` asks for."""
+        """Return the frames in an entry, uint8 `(L, 3, size, size)`; raise ValueError unless it is valid for `key`."""
         table = struct.calcsize(HEADER) + len(key)
         if len(content) < table:
             raise DamagedEntryError(f"it ends after {len(content)} bytes")
         magic, _, key_length, frame_count = struct.unpack_from(HEADER, content)
         if magic != MAGIC or key_length != len(key) or content[table - len(key) : table].tobytes() != key:
-            raise DamagedEntryError("it is no entry, or one of another video or setting")
+            raise DamagedEntryError("it is not an entry of this version, or belongs to another video or setting")
         start = table + 4 * frame_count
         if frame_count < 1:
             raise DamagedEntryError("it has no frame")
@@ -224,14 +225,14 @@ class FrameCache:
         return frames
 
     def _store(self, entry: str, content: np.ndarray) -> None:
-        """Writes an entry; where that fails, this process stores no more."""
+        """Write an entry; if that fails, stop storing."""
         name = f"{os.path.basename(entry)}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(8)}"
         # Beside the subfolders and not in them, so that abandoned files are found without listing every entry.
         temporary = Path(self.directory, name + TEMPORARY_SUFFIX)
         try:
             os.makedirs(os.path.dirname(entry), exist_ok=True)
             try:
-                # Not synchronized to the disk: an entry that a power cut leaves half written fails its checksum.
+                # Without fsync: an entry that a power cut leaves incomplete fails its checksum.
                 with temporary.open("xb") as file:
                     file.write(content)
                 temporary.replace(entry)
@@ -241,7 +242,7 @@ class FrameCache:
             self._stop_storing(error)
 
     def _prepare_folder(self) -> None:
-        """Makes the folder, and removes what writers that were killed left in it."""
+        """Create the folder, and remove files of killed writers from it."""
         try:
             os.makedirs(self.directory, exist_ok=True)
             remove_abandoned(Path(self.directory), f"*{TEMPORARY_SUFFIX}")
@@ -260,17 +261,17 @@ class FrameCache:
 
 
 def remove_abandoned(folder: Path, pattern: str) -> None:
-    """Removes files of that name which nobody has written to for `TEMPORARY_AGE`: their writers were killed."""
+    """Remove files that match `pattern` and have not changed for `TEMPORARY_AGE`: their writers were killed."""
     oldest = time.time() - TEMPORARY_AGE
     for file in folder.glob(pattern):
-        # Processes that start together find the same files: one of them is quicker.
+        # Processes that start together find the same files; only one of them can remove each.
         with contextlib.suppress(FileNotFoundError):
             if file.stat().st_mtime < oldest:
                 file.unlink()
 
 
 def _identity(path) -> tuple[str, int, int]:
-    """Name, size in bytes and time of modification in ns of a video file."""
+    """Return name, size in bytes and time of modification in ns of a video file."""
     try:
         status = os.stat(path)
     except OSError as error:
@@ -279,7 +280,7 @@ def _identity(path) -> tuple[str, int, int]:
 
 
 def _is_still(path, source: tuple[str, int, int]) -> bool:
-    """False where the file was replaced, changed or removed: the frames may be of either state then."""
+    """Return False if the file was replaced, changed or removed: the frames may be of either version."""
     try:
         return _identity(path) == source
     except VideoReadError:
@@ -287,8 +288,8 @@ def _is_still(path, source: tuple[str, int, int]) -> bool:
 
 
 def _read(file: io.FileIO, size: int, check: bool) -> np.ndarray:
-    """The `size` bytes of an entry; raises DamagedEntryError where some are missing or fail the checksum."""
-    # Read, not mapped: a mapped file that is cut short or whose disk fails would kill the process.
+    """Return the `size` bytes of an entry; raise DamagedEntryError if some are missing or fail the checksum."""
+    # Read, not mapped: a mapped file that becomes shorter or whose disk fails would kill the process.
     content = np.empty(size, dtype=np.uint8)
     checksum = 0
     for start in range(0, size, CHUNK):
@@ -303,7 +304,7 @@ def _read(file: io.FileIO, size: int, check: bool) -> np.ndarray:
 
 
 def _to_jpeg(frame: np.ndarray) -> bytes:
-    """A JPEG file of `(3, size, size)`, with colours at full resolution."""
+    """Return a JPEG file of a frame `(3, size, size)`, with colours at full resolution."""
     return encode_jpeg(frame, quality=JPEG_QUALITY, subsampling=0)
 
 

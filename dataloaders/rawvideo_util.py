@@ -1,7 +1,7 @@
-"""Frames of a video file: sample, choose, order, resize.
+"""Read frames of a video file: sample, choose, order, resize.
 
-Frames that are not kept are never converted, and decoded only where the kept ones need them (`video_decoding`), so that
-memory is bounded by the frames that are returned, whatever the length of the video.
+Other frames are never converted, and are decoded only if the chosen ones need them (`video_decoding`), so that memory
+is bounded by the frames that are returned, whatever the length of the video.
 """
 
 import io
@@ -29,16 +29,16 @@ __all__ = [
 SLICE_FRAMEPOS = (0, 1, 2)
 FRAME_ORDERS = (0, 1, 2)
 
-# The first reading in order plans with a frame count that may be wrong, the second with the true one; the third is for
-# files that are written to meanwhile.
+# The first reading in order uses a frame count that may be wrong, the second the true one; the third is for files that
+# are being written.
 READINGS = 3
 
 
 @dataclass(frozen=True)
 class SampleGrid:
-    """Frame numbers of whole-second sampling, in order: second s gives s * fps + k * (fps // rate) for k < rate.
+    """Frame numbers of whole-second sampling, in order: s * fps + k * (fps // rate) for second s and k < rate.
 
-    `fps` and `rate` are whole and `rate <= fps`; `limit` bounds the number of samples, None leaves them unbounded.
+    `fps` and `rate` are whole and `rate <= fps`; `limit` is the greatest number of samples, None for no limit.
     """
 
     fps: int
@@ -47,23 +47,23 @@ class SampleGrid:
     limit: int | None = None
 
     def position(self, sample: int) -> int:
-        """Frame number of the given sample."""
+        """Return the frame number of a sample."""
         second, step = divmod(sample, self.rate)
         return (self.first_second + second) * self.fps + step * (self.fps // self.rate)
 
     def count(self, frame_count: int) -> int:
-        """Number of samples in a video of `frame_count` frames."""
+        """Return the number of samples in a video of `frame_count` frames."""
         seconds, rest = divmod(max(0, frame_count - self.first_second * self.fps), self.fps)
         samples = seconds * self.rate + min(self.rate, math.ceil(rest / (self.fps // self.rate)))
         return samples if self.limit is None else min(samples, self.limit)
 
     def end(self) -> float:
-        """Number of frames after which no sample can follow."""
+        """Return the number of frames after which no sample follows."""
         return math.inf if self.limit is None else self.position(self.limit - 1) + 1
 
 
 class RawVideoExtractor:
-    """Reads `framerate` frames per second of video as squares of `size` pixels, as CLIP sees pictures."""
+    """Reads `framerate` frames per second of video as squares of `size` pixels, the input of CLIP."""
 
     def __init__(self, framerate: int = 1, size: int = 224):
         if framerate < 1 or framerate != int(framerate):
@@ -83,15 +83,16 @@ class RawVideoExtractor:
         end_time: float | None = None,
         random_generator: np.random.Generator | None = None,
     ) -> np.ndarray:
-        """Reads at most `max_frames` frames: uint8, RGB, `(L, 3, size, size)` with 1 <= L <= max_frames.
+        """Read at most `max_frames` frames: uint8, RGB, `(L, 3, size, size)` with 1 <= L <= max_frames.
 
-        Samples whole seconds (`SampleGrid`; the frame rate is cut to an integer, a `framerate` above it takes every
-        frame), from the second that holds `start_time` to the one that begins at `end_time` or just after it,
-        inclusive.  Each frame's shorter side is resized to `size` (bicubic, PIL) and its centre cut out.
+        Whole seconds are sampled (`SampleGrid`; the frame rate is truncated to an integer, and a `framerate` above it
+        takes every frame), from the second of `start_time` to the first one at or after `end_time`, inclusive. Each
+        frame's shorter side is resized to `size` (bicubic, PIL) and its centre cropped.
 
         Args:
-            slice_framepos: of more samples than `max_frames`, keep 0 the first, 1 the last, 2 evenly spread ones.
-            frame_order: 0 as filmed, 1 reversed, 2 shuffled by `random_generator` (a fresh one where none is given).
+            slice_framepos: if there are more samples than `max_frames`, keep 0 the first, 1 the last, 2 evenly spread
+                ones.
+            frame_order: 0 as filmed, 1 reversed, 2 shuffled by `random_generator` (a new one if None).
             start_time, end_time: seconds; None is the start or the end of the video.
 
         Raises:
@@ -110,10 +111,10 @@ class RawVideoExtractor:
         start_time: float | None = None,
         end_time: float | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The frames of `read_frames` as filmed, and when each is shown: float64 `(L,)`, seconds since the first frame.
+        """Return the frames of `read_frames` as filmed and their times: float64 `(L,)`, seconds since the first frame.
 
-        A frame's second is its number divided by the header's frame rate, which is not cut to an integer here.
-        Arguments and errors are those of `read_frames`.
+        A frame's time is its number divided by the header's frame rate, which is not truncated here. Arguments and
+        errors are those of `read_frames`.
         """
         _check_choice("slice_framepos", slice_framepos, SLICE_FRAMEPOS)
         if max_frames < 1:
@@ -151,8 +152,8 @@ class RawVideoExtractor:
     def _read_in_order(
         self, video: VideoReader, grid: SampleGrid, choose: Callable[[int], list[int]]
     ) -> tuple[list[np.ndarray], int]:
-        """The frames that `choose` takes, and how many frames there are before the grid's end."""
-        # Headers lie, so the plan is made with the header's count, checked while reading, and made again if wrong.
+        """Return the frames that `choose` takes, and the number of frames before the grid's end."""
+        # Headers can be wrong: their frame count is checked while reading, and corrected for the next reading.
         frame_count = video.header.frames
         for _ in range(READINGS):
             sample_count = grid.count(frame_count)
@@ -167,16 +168,19 @@ class RawVideoExtractor:
                     break
             if grid.count(frame_count) == sample_count:
                 return frames, frame_count
-        raise VideoReadError(video.path, f"every reading gives another number of frames; the last gave {frame_count}")
+        raise VideoReadError(
+            video.path, f"every reading gives another number of frames; the last one gave {frame_count}"
+        )
 
     def _square(self, video: VideoReader, frame: av.VideoFrame) -> np.ndarray:
-        return _resize_and_crop(video.picture(frame), self.size)
+        return _resize_and_crop(video.to_image(frame), self.size)
 
 
 def whole_seconds(start_time: float | None, end_time: float | None) -> tuple[int, int | None]:
-    """The first and the last second that are sampled of a time span, None for all until the end of the video.
+    """Return the first and the last second that are sampled of a time span; None is the end of the video.
 
-    Raises ValueError for a span that is none.
+    Raises:
+        ValueError: the span is not valid.
     """
     start = 0 if start_time is None else start_time
     end = math.inf if end_time is None else end_time
@@ -188,10 +192,12 @@ def whole_seconds(start_time: float | None, end_time: float | None) -> tuple[int
 def order_frames(
     frames: np.ndarray, frame_order: int, random_generator: np.random.Generator | None = None
 ) -> np.ndarray:
-    """The frames `(L, ...)`, contiguous, in another order.
+    """Return the frames `(L, ...)`, contiguous, in the order `frame_order`.
 
-    `frame_order` 0 is as filmed, 1 reversed, 2 shuffled by `random_generator` (a fresh one where none is given);
-    anything else is a ValueError.
+    0 is as filmed, 1 reversed, 2 shuffled by `random_generator` (a new one if None).
+
+    Raises:
+        ValueError: `frame_order` is not one of these.
     """
     _check_choice("frame_order", frame_order, FRAME_ORDERS)
     if frame_order == 1:
@@ -203,7 +209,7 @@ def order_frames(
 
 
 def choose_samples(sample_count: int, max_frames: int, slice_framepos: int) -> list[int]:
-    """Which of `sample_count` samples are kept: all if they fit, else 0 the first, 1 the last, 2 evenly spread ones."""
+    """Return the samples that are kept: all if they fit, else 0 the first, 1 the last, 2 evenly spread ones."""
     if sample_count <= max_frames:
         return list(range(sample_count))
     if slice_framepos == 0:
@@ -214,7 +220,7 @@ def choose_samples(sample_count: int, max_frames: int, slice_framepos: int) -> l
 
 
 def encode_jpeg(frame: np.ndarray, **settings) -> bytes:
-    """A JPEG file of a frame, uint8 RGB `(3, H, W)`; the settings are those of Pillow's writer, such as `quality`."""
+    """Return a JPEG file of a frame, uint8 RGB `(3, H, W)`; settings such as `quality` are those of Pillow's writer."""
     file = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(frame.transpose(1, 2, 0))).save(file, "JPEG", **settings)
     return file.getvalue()
@@ -226,11 +232,11 @@ def _check_choice(name: str, value: int, choices: tuple[int, ...]) -> None:
 
 
 def _resize_and_crop(image: Image.Image, size: int) -> np.ndarray:
-    """From a picture of any size to `(3, size, size)`: the shorter side becomes `size`, the centre is cut out."""
+    """Return an image as `(3, size, size)`: the shorter side is resized to `size`, the centre cropped."""
     shorter = min(image.size)
     width, height = (size * side // shorter for side in image.size)
     left, top = round((width - size) / 2), round((height - size) / 2)
-    # The two passes of a bicubic resize, apart: the second leaves out the columns that are cut off.
+    # The two passes of a bicubic resize, separately: the second skips the columns that are cropped.
     image = image.resize((width, image.height), Image.Resampling.BICUBIC)
     image = image.crop((left, 0, left + size, image.height)).resize((size, height), Image.Resampling.BICUBIC)
     return np.asarray(image.crop((0, top, size, top + size))).transpose(2, 0, 1)

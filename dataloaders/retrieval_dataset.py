@@ -1,4 +1,4 @@
-"""Text and frames of every data set as padded arrays; what differs between data sets is in their readers."""
+"""Captions and frames as padded arrays, for all data sets; the differences between them are in their readers."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -15,16 +15,16 @@ from dataloaders.unreadable import UnreadableVideo
 START_TOKEN = "<|startoftext|>"
 END_TOKEN = "<|endoftext|>"
 
-MAX_REPLACEMENTS = 100  # more unreadable videos in a row than chance gives where a run may go on at all
+MAX_REPLACEMENTS = 100  # more unreadable videos in a row than chance gives below MAX_UNREADABLE_SHARE
 
 
 def with_special_tokens(words: list[str], max_words: int) -> list[str]:
-    """A text as the model reads it: start token, as many of its tokens as `max_words` leaves room for, end token."""
+    """Return start token, as many of the words as `max_words` leaves room for, and end token."""
     return [START_TOKEN, *words[: max_words - 2], END_TOKEN]
 
 
 def pad_ids(tokenizer, tokens: list[str], max_words: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and mask, int64 `(1, max_words)` each, of at most `max_words` tokens."""
+    """Return ids and mask, int64 `(1, max_words)` each, of at most `max_words` tokens."""
     input_ids, input_mask = np.zeros((2, 1, max_words), dtype=np.int64)
     input_ids[0, : len(tokens)] = tokenizer.convert_tokens_to_ids(tokens)
     input_mask[0, : len(tokens)] = 1
@@ -32,9 +32,9 @@ def pad_ids(tokenizer, tokens: list[str], max_words: int) -> tuple[np.ndarray, n
 
 
 def pad_frames(frames: np.ndarray, max_frames: int) -> tuple[np.ndarray, np.ndarray]:
-    """`frames`, uint8 `(L, 3, S, S)` with L at most `max_frames`, as `(1, max_frames, 1, 3, S, S)`, and their mask.
+    """Return frames, uint8 `(1, max_frames, 1, 3, S, S)`, and mask, int64 `(1, max_frames)`.
 
-    The mask is int64 `(1, max_frames)`.
+    The given `frames` are uint8 `(L, 3, S, S)` with L at most `max_frames`.
     """
     video = np.zeros((1, max_frames, 1, *frames.shape[1:]), dtype=np.uint8)
     video_mask = np.zeros((1, max_frames), dtype=np.int64)
@@ -47,11 +47,11 @@ class RetrievalDataset(Dataset):
     """Pairs of a caption and its video.
 
     `dataset[i]` is `(input_ids, input_mask, segment_ids, video, video_mask)` with the shapes `(1,T) (1,T) (1,T)` int64,
-    `(1,V,1,3,H,W)` uint8 and `(1,V)` int64.  Masks are 1 for real tokens and frames; padding is 0 everywhere.  Frames
-    are not normalised: bytes travel to the device and become numbers there.
+    `(1,V,1,3,H,W)` uint8 and `(1,V)` int64. Masks are 1 for real tokens and frames; padding is 0 everywhere. Frames
+    are not normalised: they travel to the device as bytes and are converted there.
 
-    A video is an item of its own for each time span that captions give it; `video_ids` names the items, in the order
-    in which the captions first mention them, and `video_index`, int64 `(A,)`, is each caption's item.
+    A video is one item for each time span in its captions; `video_ids` names the items in the order of their first
+    caption, and `video_index`, int64 `(A,)`, is each caption's item.
 
     Args:
         annotations: captions and video files of one split.
@@ -60,10 +60,12 @@ class RetrievalDataset(Dataset):
         max_words: T, the length of every text with its start and end token.
         max_frames: V, the number of frames of every video.
         slice_framepos, frame_order: see `RawVideoExtractor.read_frames`.
-        every_caption: every caption is a sample; otherwise every item is, with a caption drawn anew in each epoch.
-        seed: together with the epoch (`set_epoch`) and the sample's index, decides everything that is random.
+        every_caption: every caption is a sample; otherwise every item is, with a random caption in each epoch.
+        seed: all random choices depend on it, the epoch (`set_epoch`) and the sample's index alone.
 
-    Raises VideoReadError while reading a sample whose file gives no frames.
+    Raises:
+        ValueError: an argument is out of its range.
+        VideoReadError: while reading a sample without frames.
     """
 
     def __init__(
@@ -113,15 +115,15 @@ class RetrievalDataset(Dataset):
 
     @property
     def epoch(self) -> int:
-        """The epoch that samples are drawn for."""
+        """The epoch for which samples are drawn."""
         return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Draws captions and shuffles frames anew, in this process and in its workers; call it between epochs."""
+        """Set the epoch for which captions and frame orders are drawn, here and in workers; call it between epochs."""
         self._epoch.fill_(epoch)
 
     def samples(self, replace_unreadable: bool) -> Dataset:
-        """Every sample once, as `(sample, unreadable)`: what `dataset[i]` gives, and a list of `UnreadableVideo`.
+        """Return all samples as a data set of `(dataset[i], unreadable)`, with a list of `UnreadableVideo`.
 
         With `replace_unreadable`, a sample whose video is unreadable becomes another one, which depends on its index
         and the epoch alone (and may occur twice in a batch); without, it has no frames: video and mask are 0.
@@ -129,11 +131,11 @@ class RetrievalDataset(Dataset):
         return _View(len(self), self._sample_or_other if replace_unreadable else self._sample_or_blank)
 
     def item_of_sample(self, index: int) -> int:
-        """The number of a sample's item in `video_ids`."""
+        """Return the number of a sample's item in `video_ids`."""
         return int(self.video_index[index]) if self.every_caption else index
 
     def item_names(self) -> list[str]:
-        """A name for every item: its video id, with the time span where several items are of one video."""
+        """Return a name for every item: its video id, with the time span if its video has several items."""
         times_seen = Counter(self.video_ids)
         return [
             f"{video_id}@{start}-{end}" if times_seen[video_id] > 1 else video_id
@@ -141,9 +143,9 @@ class RetrievalDataset(Dataset):
         ]
 
     def item_files(self) -> list[tuple[str, str | Path, float | None, float | None]]:
-        """Name, video file, start and end of every item, in the order of `video_ids`.
+        """Return name, video file, start and end of every item, in the order of `video_ids`.
 
-        Start and end are in seconds, and None where captions give no time span.
+        Start and end are in seconds, or None without a time span.
         """
         return [
             (name, self.annotations.video_paths[video_id], start, end)
@@ -151,15 +153,15 @@ class RetrievalDataset(Dataset):
         ]
 
     def captions_only(self) -> Dataset:
-        """Every caption once, `(input_ids, input_mask, segment_ids)` as in a pair."""
+        """Return all captions as a data set of `(input_ids, input_mask, segment_ids)`."""
         return _View(len(self.video_index), self._read_caption)
 
     def videos_only(self) -> Dataset:
-        """Every item of `video_ids` once, as `((video, video_mask), unreadable)`; an unreadable video has no frame."""
+        """Return all items as a data set of `((video, video_mask), unreadable)`; unreadable videos have no frames."""
         return _View(len(self.video_ids), self._video_or_blank)
 
     def _draw(self, index: int) -> tuple[int, int, np.random.Generator]:
-        """Caption and item of a sample, and the generator that decides the rest."""
+        """Return caption number and item of a sample, and the generator for its other random choices."""
         index = range(len(self))[index]
         generator = np.random.default_rng((self.seed, self.epoch, index))
         if self.every_caption:
@@ -215,7 +217,7 @@ class RetrievalDataset(Dataset):
 
 
 class _View(Dataset):
-    """The first `length` results of `read(index)` as a data set."""
+    """A data set whose items are `read(0)` to `read(length - 1)`."""
 
     def __init__(self, length: int, read: Callable[[int], tuple]):
         self.length = length

@@ -1,7 +1,7 @@
-"""Parts of the training split: held-out videos that pick the epoch, and a bank of captions for QB-Norm.
+"""Parts of the training split: held-out videos that choose the epoch, and the query bank of QB-Norm.
 
-Both choices follow one rule: sort by the sha256 of seed and name, take the first. It depends on the seed and the names
-alone, neither on the order in files nor on the version of a random generator.
+Both are the first names by the sha256 of seed and name, which depends neither on the order in files nor on the version
+of a random generator.
 """
 
 import dataclasses
@@ -15,16 +15,18 @@ ReadSplit = Callable[[DataConfig, str], Annotations]
 
 
 def read_subset(read_split: ReadSplit, config: DataConfig, subset: str) -> Annotations:
-    """What the reader gives for `subset`, and the parts of its training split.
+    """Read a split, or a part of the training split.
 
-    "train" is the training split without the `--holdout` videos, "holdout" is these with all their captions, "bank"
-    is `--qb_norm_size` distinct captions of "train" (all, if there are fewer) without videos; any other is the
-    reader's own.
+    "train" is the training split without the `--holdout` videos; "holdout" is these videos with all their captions;
+    "bank" is `--qb_norm_size` distinct captions of "train", or all if there are fewer, without videos. Any other
+    subset is the reader's own.
 
-    Raises whatever the reader raises, and ValueError where `--holdout` leaves nothing to train on.
+    Raises:
+        FileNotFoundError, ValueError: as the reader.
+        ValueError: `--holdout` leaves no training video.
     """
     if subset == "bank":
-        if not config.holdout:  # which needs to know what videos share a file
+        if not config.holdout:  # a holdout depends on which videos share a file
             config = dataclasses.replace(config, features_path=CaptionsOnly)
         captions = read_subset(read_split, config, "train").captions
         keys = {f"{caption.video_id}\n{caption.text}": caption for caption in captions}
@@ -40,10 +42,12 @@ def read_subset(read_split: ReadSplit, config: DataConfig, subset: str) -> Annot
 
 
 def split_holdout(annotations: Annotations, size: int, seed: int) -> tuple[Annotations, Annotations]:
-    """Training split without `size` of its videos, and these; each with all its captions in their order.
+    """Split off `size` videos: return the rest and these, each with all captions in order.
 
-    Ids that share a file are one video, so that none is on both sides.
-    Raises ValueError for a size below 2 or one that leaves no video.
+    Ids that share a file are one video, so that no video is in both parts.
+
+    Raises:
+        ValueError: `size` is below 2 or leaves no training video.
     """
     video_ids = {caption.video_id for caption in annotations.captions}
     ids_of_file: dict = {}
@@ -59,7 +63,7 @@ def split_holdout(annotations: Annotations, size: int, seed: int) -> tuple[Annot
 
 
 def seeded_choice(names: Iterable[str], size: int, seed: int) -> list[str]:
-    """The first `size` names by the sha256 of seed and name."""
+    """Return the first `size` names by the sha256 of seed and name."""
     return sorted(names, key=lambda name: hashlib.sha256(f"{seed}\n{name}".encode()).digest())[:size]
 
 

@@ -1,7 +1,7 @@
-"""Videos that give no frames, and what becomes of them: `--bad_videos fail` or `skip`.
+"""Unreadable videos, which have no frames, and the two policies for them: `--bad_videos fail` or `skip`.
 
-A worker never raises for such a video: it reports it beside the batch, and the process that reads the batches decides.
-The error then carries the path and the reason, no worker dies, and every rank can be told.
+A worker reports such a video beside the batch instead of raising, and the process that reads the batches decides: the
+error then has the path and the reason, no worker dies, and all ranks can decide alike.
 """
 
 import csv
@@ -13,7 +13,7 @@ from dataloaders.rawvideo_util import VideoReadError
 
 UNREADABLE_VIDEO_POLICIES = ("fail", "skip")
 MAX_UNREADABLE_SHARE = 0.01
-"""Above this share of a split's videos a run stops, whatever the policy: its numbers would be those of other data."""
+"""Share of a split's video files above which a run stops: its numbers would be those of another data set."""
 
 
 class TooManyUnreadableVideosError(RuntimeError):
@@ -22,7 +22,7 @@ class TooManyUnreadableVideosError(RuntimeError):
 
 @dataclass(frozen=True, order=True)
 class UnreadableVideo:
-    """An item of `RetrievalDataset.video_ids` (its number) that gave no frames: its file, and why."""
+    """An item without frames: its number in `RetrievalDataset.video_ids`, its file, and the reason."""
 
     item: int
     path: str
@@ -30,10 +30,10 @@ class UnreadableVideo:
 
 
 class UnreadableVideos:
-    """The unreadable videos of one pass over a split, as far as this process knows.
+    """The unreadable videos of one pass over a split that this process has met.
 
     Args:
-        split: its name, for messages.
+        split: name of the split, for messages.
         policy: "fail" raises at the first unreadable video, "skip" raises above `MAX_UNREADABLE_SHARE` of the files.
         files: number of video files in the split.
     """
@@ -44,9 +44,11 @@ class UnreadableVideos:
         self.samples = 0
 
     def report(self, found: Iterable[UnreadableVideo]) -> None:
-        """Takes note of samples of this process that met an unreadable video.
+        """Record the unreadable video of each sample of this process that met one.
 
-        Raises VideoReadError under "fail", TooManyUnreadableVideosError above the share that may be skipped.
+        Raises:
+            VideoReadError: the policy is "fail".
+            TooManyUnreadableVideosError: more files than may be skipped are unreadable.
         """
         for video in found:
             if self.policy == "fail":
@@ -56,28 +58,28 @@ class UnreadableVideos:
         self._check_share()
 
     def state(self) -> dict:
-        """What `restore` needs, as plain values."""
+        """Return the state for `restore`, in plain values."""
         rows = [(video.item, video.path, video.reason) for video in self.by_item.values()]
         return {"bad_videos": rows, "samples": self.samples}
 
     def restore(self, state: dict) -> None:
-        """Go on from what a pass had found when it was interrupted."""
+        """Continue from the state of an interrupted pass."""
         self.by_item = {item: UnreadableVideo(item, path, reason) for item, path, reason in state["bad_videos"]}
         self.samples = state["samples"]
 
     def merge(self, ranks: list["UnreadableVideos"]) -> None:
-        """Takes over what all ranks found, this one included, so that all of them know and decide the same."""
+        """Replace the record by that of all ranks, this one included, so that all decide alike."""
         found = sorted(video for other in ranks for video in other.by_item.values())
         self.by_item = {video.item: video for video in reversed(found)}
         self.samples = sum(other.samples for other in ranks)
         self._check_share()
 
     def paths(self) -> dict[str, str]:
-        """Each unreadable file once, with the reason, in the order of the items."""
+        """Return each unreadable file once with its reason, in the order of the items."""
         return {video.path: video.reason for video in sorted(self.by_item.values())}
 
     def listing(self) -> str:
-        """Each unreadable file with its reason, for a log line."""
+        """Return each unreadable file with its reason, for a log line."""
         return "; ".join(f"{path} ({reason})" for path, reason in self.paths().items())
 
     def _check_share(self) -> None:

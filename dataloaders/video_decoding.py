@@ -1,9 +1,9 @@
-"""Frames of a video file by their number, decoding as little as the file allows.
+"""Decode frames of a video file by their number, and as few others as the file allows.
 
-Frame n is the one that comes out as number n when the whole file is decoded from its start.  There are two ways to it.
-`read_chosen` takes the numbers from the presentation times of the packets and decodes only the groups of pictures that
-hold chosen frames, each from its key frame to the chosen one, without the frames that no other frame refers to.
-`read_in_order` decodes everything; it is for the files whose packets do not say which of them holds which frame.
+Frame n is the n-th frame of the whole file decoded from its start. `read_chosen` derives the numbers from the
+presentation times of the packets and decodes only the groups of pictures with chosen frames, each from its key frame to
+the chosen one, without the frames that no other frame refers to. `read_in_order` decodes everything, for files whose
+packets do not determine the numbers of their frames.
 """
 
 import math
@@ -19,25 +19,25 @@ import av
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 
-# A picture of 8192 x 8192: a header that claims more is damaged, and would cost gigabytes to believe.
+# A frame of 8192 x 8192: a header with more is damaged, and would cost gigabytes of memory.
 MAX_PIXELS = 1 << 26
-# Once the shorter side is resized to `size`, the longer one has this many times as much.
+# Longer side by shorter side: once the shorter one is resized to `size`, the longer one has up to so many times that.
 MAX_ASPECT = 256
-# Packets are held in memory up to this size; those of a larger file are read a second time to be decoded.
+# Packets are kept in memory up to this size; those of a larger file are read a second time to be decoded.
 MAX_PACKET_BYTES = 1 << 27
-# H.264 and HEVC hold back at most 16 frames, so a packet is never further than this from its place among the frames.
+# H.264 and HEVC reorder at most 16 frames, so that no packet is further than this from its place among the frames.
 MAX_REORDERED = 32
-# Formats in which every packet is one frame; in others, such as MPEG-4 in AVI, it may be none or two.
+# Codecs in which every packet is one frame; in others, such as MPEG-4 in AVI, it may be none or two.
 ONE_FRAME_PER_PACKET = ("h264", "hevc", "vp9", "av1")
 
-TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
+ROTATIONS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
 
 
 class VideoReadError(RuntimeError):
-    """A video file gives no frames; `path` says which, `reason` why.
+    """A video file `path` has no readable frames, for a `reason`.
 
-    A DataLoader re-raises the error of a worker with the worker's whole traceback as its only argument: `path` then
-    holds that text, which ends with path and reason.
+    A DataLoader re-raises an error of a worker with the worker's traceback as its only argument: `path` is then that
+    text, which ends with path and reason.
     """
 
     def __init__(self, path, reason: str = ""):
@@ -50,11 +50,11 @@ class VideoReadError(RuntimeError):
 
 
 class DoubtfulPackets(Exception):
-    """The packets do not tell the frames' numbers; the file has to be read in order."""
+    """The packets do not determine the numbers of the frames; the file has to be read in order."""
 
 
 class PacketFacts(NamedTuple):
-    """What the plan needs of a packet, without its content; `pts` is its presentation time, `size` in bytes."""
+    """Attributes of a packet without its content; `pts` is its presentation time, `size` in bytes."""
 
     pts: int | None
     is_keyframe: bool
@@ -65,9 +65,9 @@ class PacketFacts(NamedTuple):
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a file says of its video: frames per second and in all, seconds, pixels, the codec's name.
+    """Frames per second, number of frames, duration in seconds, size in pixels and codec of a video.
 
-    `frames` is counted where every packet is one frame; elsewhere it is the header's number.  0 is unknown.
+    `frames` is counted if every packet is one frame; else it is the header's number. 0 is unknown.
     """
 
     fps: float
@@ -79,7 +79,7 @@ class VideoInfo:
 
 
 def probe(path) -> VideoInfo:
-    """Describes a video without decoding it; raises VideoReadError where it cannot be opened."""
+    """Return the `VideoInfo` of a file without decoding it; raise VideoReadError if it cannot be opened."""
     with VideoReader(path) as video:
         try:
             return replace(video.header, frames=video.read_packets())
@@ -88,7 +88,7 @@ def probe(path) -> VideoInfo:
 
 
 class VideoReader:
-    """An open video file, to be closed by `with`; raises VideoReadError where the file is no readable video."""
+    """An open video file, closed by `with`; raises VideoReadError if the file is not a readable video."""
 
     def __init__(self, path):
         self.path = Path(path)
@@ -112,7 +112,7 @@ class VideoReader:
         except VideoReadError:
             self.container.close()
             raise
-        # One thread, because every DataLoader worker has a processor of its own and threads do not survive its fork.
+        # One thread: every DataLoader worker has a core of its own, and threads do not survive its fork.
         self.decoder.thread_count = 1
         self.decoder.options = {"max_pixels": str(MAX_PIXELS)}
         self.is_fresh = True
@@ -124,7 +124,7 @@ class VideoReader:
         if width * height > MAX_PIXELS:
             raise VideoReadError(self.path, f"the header claims {width}x{height} pixels, more than {MAX_PIXELS}")
         tick = self.stream.time_base or 0
-        # Without a frame rate every tick of the container's clock is a frame, as in OpenCV's reader.
+        # Without a frame rate, every tick of the container's clock counts as a frame, as in OpenCV's reader.
         fps = float(self.stream.average_rate or self.stream.guessed_rate or (1 / tick if tick else 0))
         if fps <= 0:
             raise VideoReadError(self.path, f"the header gives a frame rate of {fps} frames per second")
@@ -137,9 +137,10 @@ class VideoReader:
         return VideoInfo(fps, frames, duration, width, height, self.decoder.codec.canonical_name)
 
     def read_packets(self, end: float = math.inf) -> int:
-        """Reads the packets, at least those of the first `end` frames, and returns how many frames they hold.
+        """Read the packets, at least those of the first `end` frames, and return the number of their frames.
 
-        Raises DoubtfulPackets where they do not tell the order of the frames.
+        Raises:
+            DoubtfulPackets: they do not determine the order of the frames.
         """
         if self.header.codec not in ONE_FRAME_PER_PACKET:
             raise DoubtfulPackets
@@ -165,7 +166,7 @@ class VideoReader:
         return len(self.shown)
 
     def _demux_from_start(self) -> Iterator[av.Packet]:
-        """The packets from the first on; opens the file again if some were read before."""
+        """Return the packets from the first on; open the file again if some have been read."""
         if not self.is_fresh:
             self.container.close()
             self._open()
@@ -173,9 +174,10 @@ class VideoReader:
         return self.container.demux(self.stream)
 
     def read_chosen(self, numbers: list[int]) -> Iterator[av.VideoFrame]:
-        """Yields the frames of the given increasing numbers; `read_packets` comes first.
+        """Yield the frames of the given increasing numbers; call `read_packets` first.
 
-        Raises DoubtfulPackets, possibly after some frames, where the decoder disagrees with the packets.
+        Raises:
+            DoubtfulPackets: the decoder disagrees with the packets; possibly after some frames.
         """
         packets = iter(self.held_packets) if self.held_packets else self._demux_from_start()
         place = 0
@@ -190,8 +192,8 @@ class VideoReader:
                 # The two fields of an interlaced frame may be two packets.
                 if frame.pts is None or frame.pts <= latest or frame.is_corrupt or frame.interlaced_frame:
                     raise DoubtfulPackets
-                # Encoders with periodic intra refresh mark pictures as key frames that need the ones before them; the
-                # decoder does not show those.
+                # Encoders with periodic intra refresh mark frames as key frames that need the ones before them; the
+                # decoder drops those.
                 if key_is_due and frame.pts > key.pts:
                     raise DoubtfulPackets
                 key_is_due = key_is_due and frame.pts < key.pts
@@ -203,14 +205,14 @@ class VideoReader:
                 raise DoubtfulPackets
 
     def _runs(self, numbers: list[int]) -> list[tuple[int, int, list[int]]]:
-        """Packets to decode: first, end, and the presentation times of the chosen frames in between."""
+        """Return the ranges of packets to decode: first, end, and the presentation times of the chosen frames."""
         keys = [place for place, packet in enumerate(self.packets) if packet.is_keyframe]
         runs = []
         for number in numbers:
             place = self.shown[number]
             time = self.packets[place].pts
             key = bisect_right(keys, place) - 1
-            # A frame that is shown before the key frame it follows in the file may refer to frames before that.
+            # A frame that follows a key frame in the file but is shown before it may refer to frames before both.
             while self.packets[keys[key]].pts > time:
                 key -= 1
             if runs and keys[key] < runs[-1][1]:
@@ -221,7 +223,7 @@ class VideoReader:
         return runs
 
     def _decode_run(self, packets: Iterable[av.Packet], wanted: set[int]) -> Iterator[av.VideoFrame]:
-        # Where the times promise frames in the order of the file, all are decoded, to see that they come so.
+        # If the times give frames in the order of the file, all are decoded to check that order.
         others = "DEFAULT" if self.shown == sorted(self.shown) else "NONREF"
         self.decoder.flush_buffers()
         try:
@@ -233,7 +235,7 @@ class VideoReader:
             raise DoubtfulPackets from error
 
     def read_in_order(self) -> Iterator[av.VideoFrame]:
-        """Yields all frames from the first on; a damaged file ends before its first damage."""
+        """Yield all frames from the first on; a damaged file ends before its first damage."""
         packets = self._demux_from_start()
         try:
             for packet in packets:
@@ -241,11 +243,13 @@ class VideoReader:
         except av.FFmpegError:
             return
 
-    def picture(self, frame: av.VideoFrame) -> Image.Image:
-        """The frame in RGB, upright."""
+    def to_image(self, frame: av.VideoFrame) -> Image.Image:
+        """Return the frame in RGB, upright."""
         longer, shorter = max(frame.width, frame.height), min(frame.width, frame.height)
         if longer > MAX_ASPECT * shorter:
-            raise VideoReadError(self.path, f"a frame of {frame.width}x{frame.height} is no picture")
+            raise VideoReadError(
+                self.path, f"a frame of {frame.width}x{frame.height} has an aspect ratio above {MAX_ASPECT}"
+            )
         try:
             # Bicubic, and blue first: the pixels of OpenCV's reader, which conversion to RGB misses in some formats.
             converted = self.reformatter.reformat(frame, format="bgr24", interpolation="BICUBIC", threads=1)
@@ -253,15 +257,15 @@ class VideoReader:
             raise VideoReadError(self.path, f"{frame.format.name} pixels do not convert to RGB: {error}") from error
         plane = converted.planes[0]
         image = Image.frombuffer("RGB", (frame.width, frame.height), plane, "raw", "BGR", plane.line_size, 1)
-        turn = TURNS.get(round(frame.rotation) % 360)
-        return image if turn is None else image.transpose(turn)
+        rotation = ROTATIONS.get(round(frame.rotation) % 360)
+        return image if rotation is None else image.transpose(rotation)
 
 
 def _open_container(path: Path) -> av.container.InputContainer:
     try:
         if path.is_dir() or path.stat().st_size == 0:
             raise VideoReadError(path, "this is a folder" if path.is_dir() else "the file is empty (0 bytes)")
-        # Absolute, so that FFmpeg takes no colon for a protocol.
+        # Absolute, so that FFmpeg does not read a colon as the end of a protocol's name.
         return av.open(os.path.abspath(path), metadata_errors="replace")
     except (av.error.InvalidDataError, av.error.EOFError) as error:
         raise VideoReadError(path, "FFmpeg finds no video in it: no video file, or one that is cut off") from error
@@ -270,7 +274,7 @@ def _open_container(path: Path) -> av.container.InputContainer:
 
 
 def _presentation_order(packets: list[PacketFacts], reordered: bool) -> list[int]:
-    """Places of the packets in the order in which their frames are shown, without those that an edit list hides."""
+    """Return the places of the packets in the order of presentation, without those that an edit list hides."""
     if not packets or not packets[0].is_keyframe or any(packet.is_corrupt or not packet.size for packet in packets):
         raise DoubtfulPackets
     times = [packet.pts for packet in packets]

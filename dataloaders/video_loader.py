@@ -15,9 +15,9 @@ from dataloaders.unreadable import UnreadableVideo, UnreadableVideos
 
 
 class EpochSampler(DistributedSampler):
-    """A DistributedSampler whose `set_epoch` reaches the data set too, and through it the workers.
+    """A DistributedSampler whose `set_epoch` also sets the epoch of the data set, in its workers too.
 
-    `first` samples of the next pass are left out: a resumed run has seen them.
+    The next pass skips the `first` samples, which a resumed run has seen.
     """
 
     first = 0
@@ -32,14 +32,15 @@ class EpochSampler(DistributedSampler):
 
 
 class VideoLoader:
-    """Batches with frames, read by worker processes that stay from epoch to epoch.
-
-    Iterating raises what `unreadable.report` raises: VideoReadError in this process with `--bad_videos fail`.
+    """Batches with frames, read by worker processes that persist from epoch to epoch.
 
     Attributes:
         dataset: the `RetrievalDataset`, or this rank's share of its videos.
         unreadable: the `UnreadableVideos` of the current pass, or of the last one.
-        seconds_waited: time since the start that this process has waited for batches.
+        seconds_waited: total time for which this process has waited for batches.
+
+    Raises:
+        VideoReadError, TooManyUnreadableVideosError: while iterating, as `UnreadableVideos.report`.
     """
 
     def __init__(
@@ -72,12 +73,12 @@ class VideoLoader:
             started = time.perf_counter()
 
     def start_at(self, batch: int, unreadable: dict | None = None) -> None:
-        """The next pass leaves out this many batches; `unreadable` is the `UnreadableVideos.state` that they left."""
+        """Skip batches in the next pass; `unreadable` is the `UnreadableVideos.state` after them."""
         self.sampler.first = batch * self.batch_size
         self._unreadable_before = unreadable
 
     def videos_of_batch(self, batch: int) -> list[str]:
-        """The names of the items in a batch of the current epoch, as far as their videos could be read."""
+        """Return the names of the items in a batch of the current epoch, before unreadable videos are replaced."""
         whole = list(DistributedSampler.__iter__(self.sampler))
         indices = whole[batch * self.batch_size : (batch + 1) * self.batch_size]
         names = self.dataset.item_names()
@@ -87,7 +88,7 @@ class VideoLoader:
 def collate_reported(
     samples: list[tuple[tuple, list[UnreadableVideo]]],
 ) -> tuple[list[torch.Tensor], list[UnreadableVideo]]:
-    """The samples with a leading batch axis, and the unreadable videos met while they were read."""
+    """Return the samples with a leading batch axis, and the unreadable videos met while they were read."""
     return default_collate([sample for sample, _ in samples]), [video for _, found in samples for video in found]
 
 
@@ -99,7 +100,7 @@ def build_loader(dataset: Dataset, batch_size: int, num_workers: int, **settings
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=prepare_worker,
-        # of its own: else the number of workers would decide how often the model's random numbers are advanced
+        # a generator of its own: DataLoader would draw from the global one, and change the model's random numbers
         generator=torch.Generator().manual_seed(0),
         **settings,
     )

@@ -1,8 +1,8 @@
-"""Small copies of all videos of a folder: `python -m scripts.compress_videos --input_root DIR --output_root DIR`
+"""Make small copies of all videos of a folder: `python -m scripts.compress_videos --input_root DIR --output_root DIR`
 
-Each copy is an H.264 mp4 of 3 pictures per second without sound, its shorter side 224 pixels, in the same subfolder
-and under the same name. A copy replaces nothing before it has been read back. Run it again after an interruption:
-copies that are complete and of the same settings are kept.
+Each copy is an H.264 mp4 of 3 frames per second without sound, its shorter side 224 pixels, in the same subfolder and
+with the same name. A copy replaces an older one only after it has been read back. The same command continues after an
+interruption: complete copies with the same settings are kept.
 """
 
 import argparse
@@ -31,21 +31,21 @@ from scripts.check_data.data_files import LOSS_TOLERANCE, promised_end
 
 FAILURES_FILE = "compress_failures.csv"
 OUTCOMES = ("compressed", "kept", "failed")
-PRELOAD = ("av", "dataloaders.rawvideo_util")  # what takes the time of importing this file
+PRELOAD = ("av", "dataloaders.rawvideo_util")  # the slow imports of this file
 EXTENSIONS = (*VIDEO_EXTENSIONS, ".")  # DiDeMo's list has names that end in a bare dot
-CRF = 18  # x264's scale of loss, at which none is seen; the files are small as they are
-REORDERED_FRAMES = 16  # no H.264 or HEVC stream swaps frames farther than this
-TIME_TOLERANCE = 0.002  # seconds; some containers keep times in whole milliseconds
-LONGEST_PICTURE = 600.0  # seconds; times that jump farther are damaged, and would fill the disk with one picture
+CRF = 18  # x264's scale of quality: no visible loss, and the files are small enough
+REORDERED_FRAMES = 16  # no H.264 or HEVC stream reorders more frames
+TIME_TOLERANCE = 0.002  # seconds; some containers store times in whole milliseconds
+LONGEST_FRAME = 600.0  # seconds; times that jump farther are damaged, and would fill the disk with one frame
 UNFINISHED_SUFFIX = ".unfinished"
 
 
 def find_jobs(input_root: Path, output_root: Path) -> list[tuple[Path, Path]]:
-    """Every video below `input_root` and where its copy belongs, sorted.
+    """Return every video below `input_root` with the path of its copy, sorted.
 
     Raises:
-        FileNotFoundError: `input_root` is no folder.
-        ValueError: one folder lies in the other, there is no video, or two videos would share a copy.
+        FileNotFoundError: `input_root` is not a folder.
+        ValueError: one folder is inside the other, no video is found, or two videos would share a copy.
     """
     require_path(input_root, "--input_root", folder=True)
     here, there = input_root.resolve(), output_root.resolve()
@@ -61,7 +61,7 @@ def find_jobs(input_root: Path, output_root: Path) -> list[tuple[Path, Path]]:
             target = output_root / Path(f"{stem}.mp4").relative_to(input_root)
             sources.setdefault(target, []).append(Path(entry.path))
     if not sources:
-        raise ValueError(f"no video below {input_root} (--input_root); its name would end in {', '.join(EXTENSIONS)}")
+        raise ValueError(f"no video below {input_root} (--input_root); known extensions are {', '.join(EXTENSIONS)}")
     shared = [" and ".join(map(str, sorted(paths))) for paths in sources.values() if len(paths) > 1]
     if shared:
         raise ValueError(f"{len(shared)} copies would have more than one original; keep one of {first_names(shared)}")
@@ -69,7 +69,7 @@ def find_jobs(input_root: Path, output_root: Path) -> list[tuple[Path, Path]]:
 
 
 def compress_or_keep(job: tuple[Path, Path], fps: int, size: int) -> tuple[str, str]:
-    """Make the copy of `job` (original, copy) unless it is there: one of `OUTCOMES`, and the reason of a failure."""
+    """Make the copy of `job` (original, copy) unless it exists; return one of `OUTCOMES` and a failure's reason."""
     source, target = job
     try:
         if is_finished(source, target, fps, size):
@@ -83,32 +83,34 @@ def compress_or_keep(job: tuple[Path, Path], fps: int, size: int) -> tuple[str, 
 
 
 def is_finished(source: Path, target: Path, fps: int, size: int) -> bool:
-    """True where `target` is a complete copy of `source` with these settings."""
+    """Return whether `target` is a complete copy of `source` with these settings."""
     if not target.is_file():
         return False
     try:
-        with av.open(os.path.abspath(target)) as container:  # an mp4's header is at its end: a part of one has none
+        with av.open(
+            os.path.abspath(target)
+        ) as container:  # an mp4's header is at its end: an incomplete file has none
             return container.metadata.get("comment") == describe_copy(source, fps, size)
     except av.FFmpegError:
         return False
 
 
 def describe_copy(source: Path, fps: int, size: int) -> str:
-    """What a copy says of itself: the settings, and what tells its original from another one of that name."""
+    """Return the comment in a copy: its settings, and the size and time that identify its original."""
     status = source.stat()
     original = f"original of {status.st_size} bytes, modified at {status.st_mtime_ns} ns"
     return f"compress_videos: fps {fps}, size {size}, crf {CRF}, {original}"
 
 
 def compress_video(source: Path, target: Path, fps: int, size: int) -> None:
-    """Write the copy `target` of `source`; it appears there complete, checked, or not at all.
+    """Write the copy `target` of `source`, complete and checked, or not at all.
 
     Raises:
-        VideoReadError: `source` is damaged, or the copy cannot be read back as it was written.
+        VideoReadError: `source` is damaged, or the copy does not read back as it was written.
         av.FFmpegError, OSError: reading or writing failed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Another run may be making the same copy. 40 letters, of up to 4 bytes, keep the name below the limit of 255.
+    # Another run may be making the same copy. 40 letters of up to 4 bytes keep the name below the limit of 255 bytes.
     writer = f"{socket.gethostname()}.{os.getpid()}"
     unfinished = target.with_name(f".{target.stem[:40]}.{writer}{UNFINISHED_SUFFIX}")
     try:
@@ -120,19 +122,19 @@ def compress_video(source: Path, target: Path, fps: int, size: int) -> None:
 
 
 def write_copy(source: Path, unfinished: Path, fps: int, size: int) -> int:
-    """Encode the pictures of `source` into `unfinished`; their number."""
+    """Encode the frames of `source` into `unfinished`; return their number."""
     with VideoReader(source) as video, av.open(os.path.abspath(unfinished), "w", format="mp4") as output:
         output.metadata["comment"] = describe_copy(source, fps, size)
         stream = output.add_stream("libx264", rate=fps, options={"crf": str(CRF)})
         stream.pix_fmt = "yuv420p"
-        stream.codec_context.thread_count = 1  # there is a process for every core
+        stream.codec_context.thread_count = 1  # every core has a process of its own
         frame_count = 0
         for frame in frames_on_screen(video, fps):
-            picture = video.picture(frame)
+            image = video.to_image(frame)
             if frame_count == 0:
-                stream.width, stream.height = copy_size(*picture.size, size)
-            picture = picture.resize((stream.width, stream.height), Image.Resampling.BICUBIC)
-            copied = av.VideoFrame.from_ndarray(np.asarray(picture), format="rgb24")
+                stream.width, stream.height = copy_size(*image.size, size)
+            image = image.resize((stream.width, stream.height), Image.Resampling.BICUBIC)
+            copied = av.VideoFrame.from_ndarray(np.asarray(image), format="rgb24")
             copied.pts, copied.time_base = frame_count, Fraction(1, fps)
             output.mux(stream.encode(copied))
             frame_count += 1
@@ -141,17 +143,18 @@ def write_copy(source: Path, unfinished: Path, fps: int, size: int) -> int:
 
 
 def frames_on_screen(video: VideoReader, fps: int) -> Iterator[av.VideoFrame]:
-    """What `video` shows 0, 1/fps, 2/fps, ... seconds after its first frame, until its end; at least one frame.
+    """Yield the frame that is shown 0, 1/fps, 2/fps, ... seconds after the first one, until the end; at least one.
 
-    Raises VideoReadError where it cannot be decoded to its end, or ends a second or more too early.
+    Raises:
+        VideoReadError: the video cannot be decoded to its end, or ends a second or more too early.
     """
-    interval = min(1 / video.header.fps, LONGEST_PICTURE)
+    interval = min(1 / video.header.fps, LONGEST_FRAME)
     shown, start, last, count = None, 0.0, 0.0, 0
     try:
         for second, frame in timed_frames(video.container.decode(video.stream), interval):
             if shown is None:
                 start = last = second
-            if not 0 <= second - last <= LONGEST_PICTURE:
+            if not 0 <= second - last <= LONGEST_FRAME:
                 raise VideoReadError(video.path, f"times jump by {second - last:.1f} after {last - start:.1f} seconds")
             while shown is not None and count / fps < second - start - TIME_TOLERANCE:
                 yield shown
@@ -170,9 +173,9 @@ def frames_on_screen(video: VideoReader, fps: int) -> Iterator[av.VideoFrame]:
 
 
 def timed_frames(frames: Iterable[av.VideoFrame], interval: float) -> Iterator[tuple[float, av.VideoFrame]]:
-    """The frames with their times in seconds; one without a time follows the last one after `interval`.
+    """Yield the frames with their times in seconds; a frame without a time follows the last one after `interval`.
 
-    Frames come in the order of the film. In AVI files some bear each other's times: put in order, these are right.
+    The frames are in the order of presentation. In AVI files some have each other's times, which sorting corrects.
     """
     times: list[float] = []
     waiting: deque[av.VideoFrame] = deque()
@@ -188,7 +191,7 @@ def timed_frames(frames: Iterable[av.VideoFrame], interval: float) -> Iterator[t
 
 
 def copy_size(width: int, height: int, size: int) -> tuple[int, int]:
-    """Width and height of the copy: the shorter side is `size`, the longer one even, as H.264 needs, and in proportion.
+    """Return width and height of the copy: the shorter side is `size`, the longer one in proportion and even for H.264.
 
     >>> copy_size(1280, 720, 224), copy_size(240, 320, 224)
     ((398, 224), (224, 298))
@@ -201,7 +204,7 @@ def check_copy(path: Path, frame_count: int, fps: int) -> None:
     """Raise VideoReadError unless the project's reader finds `frame_count` frames at `fps` per second in `path`."""
     with av.open(os.path.abspath(path)) as container:
         rate = container.streams.video[0].average_rate
-    # At this rate every frame is a sample, and one more would be seen.
+    # At this rate every frame is a sample; one more is requested, to notice a surplus.
     found = len(RawVideoExtractor(fps, size=1).read_frames(path, frame_count + 1))
     if (found, rate) != (frame_count, fps):
         raise VideoReadError(
@@ -210,7 +213,7 @@ def check_copy(path: Path, frame_count: int, fps: int) -> None:
 
 
 def compress_all(jobs: list[tuple[Path, Path]], fps: int, size: int, processes: int) -> dict[str, list]:
-    """By outcome (`OUTCOMES`), the originals with the reasons of failures, sorted."""
+    """Make all copies; return the originals by outcome (`OUTCOMES`), with the reasons of failures, sorted."""
     outcomes: dict[str, list[tuple[Path, str]]] = {outcome: [] for outcome in OUTCOMES}
     results = run_tasks(partial(compress_or_keep, fps=fps, size=size), jobs, processes, PRELOAD)
     for (source, target), result in tqdm(results, total=len(jobs), unit="video", desc="compress"):
@@ -218,7 +221,7 @@ def compress_all(jobs: list[tuple[Path, Path]], fps: int, size: int, processes: 
             result = "failed", f"the process that compressed it was {result.reason}"
         outcome, reason = result
         if outcome == "failed" and target.is_file():
-            reason += f"; {target} is left there, a copy with other settings or of another original"
+            reason += f"; {target} is left as it is, a copy with other settings or of another original"
         outcomes[outcome].append((source, reason))
     return {outcome: sorted(sources) for outcome, sources in outcomes.items()}
 
@@ -229,7 +232,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--input_root", type=Path, required=True, help="folder of the videos, searched recursively")
     parser.add_argument("--output_root", type=Path, required=True, help="folder of the copies")
-    parser.add_argument("--fps", type=int, default=3, help="pictures per second")
+    parser.add_argument("--fps", type=int, default=3, help="frames per second of the copies")
     parser.add_argument("--size", type=int, default=224, help="pixels of the shorter side, an even number")
     parser.add_argument("--num_workers", type=int, default=available_cores(), help="processes")
     return parser
@@ -251,7 +254,7 @@ def main(argv: list[str] | None = None) -> None:
     except (OSError, ValueError) as error:
         sys.exit(f"compress_videos: {error}")
     except KeyboardInterrupt:
-        sys.exit("compress_videos: interrupted; the same command goes on from here")
+        sys.exit("compress_videos: interrupted; the same command continues from here")
     print(", ".join(f"{len(sources)} {outcome}" for outcome, sources in outcomes.items()))
     for source, reason in outcomes["failed"]:
         print(f"{source}: {reason}", file=sys.stderr)

@@ -30,7 +30,7 @@ def test_text_with_and_without_byte_order_mark(path):
         path.write_bytes(start + "é\r\n".encode())
         assert read_text(path, "--flag") == "é\r\n"
         path.write_bytes(start + b"a\nb\n\xe9\n")
-        with pytest.raises(ValueError, match=re.escape(f"{path} (--flag), line 3: no UTF-8")):
+        with pytest.raises(ValueError, match=re.escape(f"{path} (--flag), line 3: not valid UTF-8")):
             read_text(path, "--flag")
     with pytest.raises(FileNotFoundError, match="--flag"):
         read_text(path.parent, "--flag")
@@ -47,7 +47,8 @@ def test_ids_are_distinct_and_in_order(path):
 
 
 @pytest.mark.parametrize(
-    ("content", "kind", "word"), [("{", dict, "no json"), ("1" * 5000, list, "no json"), ("null", list, "NoneType")]
+    ("content", "kind", "word"),
+    [("{", dict, "not valid JSON"), ("1" * 5000, list, "not valid JSON"), ("null", list, "NoneType")],
 )
 def test_json_of_another_form(path, content, kind, word):
     path.write_text(content)

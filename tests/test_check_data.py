@@ -352,7 +352,7 @@ def test_arguments_that_make_no_sense(faulty, tmp_path, flag):
 def test_a_file_in_the_place_of_the_report_is_told(faulty, tmp_path, capsys):
     (tmp_path / "report").touch()
     for folder in (tmp_path / "report", tmp_path / "report/deep"):
-        assert f"--output_dir {folder} cannot be made a folder" in check(capsys, folder, *faulty[0]).failure
+        assert f"--output_dir {folder} cannot be created" in check(capsys, folder, *faulty[0]).failure
 
 
 @pytest.mark.real_clips

@@ -228,7 +228,7 @@ def test_a_failure_tells_of_the_copy_that_it_leaves(tmp_path, capsys):
     source.write_bytes(b"damaged")
     (tmp_path / "in/new.mp4").write_bytes(b"damaged")
     _, _, errors = run_here(capsys, *folders)
-    left = f"; {copy} is left there, a copy with other settings or of another original"
+    left = f"; {copy} is left as it is, a copy with other settings or of another original"
     reasons = [line for line in errors.splitlines() if line.startswith(str(tmp_path))]
     assert [reason.endswith(left) for reason in reasons] == [True, False]
     assert copy.read_bytes() == content

@@ -81,8 +81,8 @@ def test_a_bad_entry_names_file_and_id(args, tmp_path, entry, words):
         ("val_ids.json", "{}", "not a dict"),
         ("val_ids.json", "[]", "empty"),
         ("val_1.json", "[]", "not a list"),
-        ("val_1.json", "[" * 100_000, "no json"),
-        ("val_1.json", b"\xff", "line 1: no UTF-8"),
+        ("val_1.json", "[" * 100_000, "not valid JSON"),
+        ("val_1.json", b"\xff", "line 1: not valid UTF-8"),
     ],
 )
 def test_a_bad_file_names_itself(args, tmp_path, name, content, word):

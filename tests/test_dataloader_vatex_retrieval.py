@@ -56,7 +56,7 @@ def test_missing_videos(args, tmp_path):
 @pytest.mark.parametrize(
     ("content", "word"),
     [
-        ("{", "no json"),
+        ("{", "not valid JSON"),
         ('{"videoID": []}', "not a dict"),
         ('[{"videoID": "a"}]', r"videoID \(str\), enCap \(list\)"),
         ('[{"videoID": "a", "enCap": ["b", null]}]', "a, enCap must be texts; one is None"),

@@ -72,7 +72,7 @@ def read_chosen(path, numbers: list[int]) -> list[np.ndarray]:
     """The frames of these numbers, blue first, by their packets alone."""
     with VideoReader(path) as video:
         video.read_packets()
-        return [np.asarray(video.picture(frame))[:, :, ::-1] for frame in video.read_chosen(numbers)]
+        return [np.asarray(video.to_image(frame))[:, :, ::-1] for frame in video.read_chosen(numbers)]
 
 
 def read_if_sure(path, number: int) -> np.ndarray | None:
@@ -90,7 +90,7 @@ def assert_same_frames(frames: list[np.ndarray], expected: list[np.ndarray]) -> 
 
 def read_in_order(path) -> list[np.ndarray]:
     with VideoReader(path) as video:
-        return [np.asarray(video.picture(frame))[:, :, ::-1] for frame in video.read_in_order()]
+        return [np.asarray(video.to_image(frame))[:, :, ::-1] for frame in video.read_in_order()]
 
 
 H264 = {"codec": "libx264", "bf": "3", "b-pyramid": "normal", "g": "20"}

@@ -1,7 +1,7 @@
-"""Reads a whole data set once, before training does: `python -m scripts.check_data --output_dir DIR` and data flags
+"""Read a whole data set once, before training does: `python -m scripts.check_data --output_dir DIR` and data flags
 
-The flags are those of training. The folder gets `data_problems.csv` and `data_histograms.png`, stdout a table; with
-`--frame_cache` the frames that are read are kept. The exit code is 1 where the test split cannot be evaluated.
+The flags are those of training. `data_problems.csv` and `data_histograms.png` are written to the folder, and a table to
+stdout; with `--frame_cache` all frames are cached. The exit code is 1 if the test split cannot be evaluated.
 """
 
 import argparse
@@ -27,13 +27,13 @@ from modules.tokenization_clip import SimpleTokenizer
 from scripts.check_data.data_files import hash_file, read_file
 from scripts.check_data.data_report import FileFacts, Report, Span, Split, evaluation_failure, write_problems
 
-PRELOAD = ("engine.arguments", "modules.tokenization_clip")  # what takes the time of importing this file
+PRELOAD = ("engine.arguments", "modules.tokenization_clip")  # the slow imports of this file
 PROBLEMS_FILE = "data_problems.csv"
 HISTOGRAMS_FILE = "data_histograms.png"
 
 
 def read_split(read: ReadSplit, config: DataConfig, name: str) -> Split:
-    """The split with its missing videos listed; raises what the data set's reader raises for everything else."""
+    """Return the split with the list of its missing videos; raise the other errors of the data set's reader."""
     try:
         return Split(name, read(config, name))
     except MissingVideosError as error:
@@ -42,9 +42,9 @@ def read_split(read: ReadSplit, config: DataConfig, name: str) -> Split:
 
 
 def read_splits(args: argparse.Namespace) -> tuple[list[Split], dict[str, str]]:
-    """All splits of the data set, and why which of them cannot be read."""
+    """Return the splits of the data set that can be read, and the reason for each of the others."""
     config, splits, unread = DataConfig.from_namespace(args), [], {}
-    # Where the data set has no "test", the reader gives the split that is evaluated for every name but "train".
+    # Without a "test" split, the reader returns the split for evaluation for every name but "train".
     for name in ("train", "val", "test") if DATALOADER_DICT[args.datatype]["test"] else ("train", "test"):
         try:
             splits.append(read_split(READERS[args.datatype], config, name))
@@ -54,7 +54,7 @@ def read_splits(args: argparse.Namespace) -> tuple[list[Split], dict[str, str]]:
 
 
 def read_files(splits: list[Split], extractor, args: argparse.Namespace) -> dict[Path, FileFacts]:
-    """What reading gives, by file; a file is read once, and a span of it once, whatever the splits that need it."""
+    """Return the facts of every file; each file and each span of it is read once for all splits."""
     spans: dict[Path, dict[Span, None]] = {}
     for split in splits:
         for path, span in split.spans_of_files():
@@ -71,10 +71,10 @@ def read_files(splits: list[Split], extractor, args: argparse.Namespace) -> dict
 
 
 def find_same_content(paths: list[Path], processes: int) -> dict[Path, str]:
-    """The SHA-256 of every file that is as long as another one and can be read."""
+    """Return the SHA-256 of every readable file that has the size of another one."""
     of_size: dict[int, list[Path]] = {}
     for path in paths:
-        # A file that vanishes after it was read has no content to compare.
+        # A file that was removed after it was read has no content to compare.
         with contextlib.suppress(OSError):
             if path.is_file():
                 of_size.setdefault(path.stat().st_size, []).append(path)
@@ -85,14 +85,14 @@ def find_same_content(paths: list[Path], processes: int) -> dict[Path, str]:
 
 
 def count_tokens(splits: list[Split]) -> dict[str, int]:
-    """Tokens of every text, start and end token included."""
+    """Return the number of tokens of every text, start and end token included."""
     tokenizer = SimpleTokenizer()
     texts = dict.fromkeys(caption.text for split in splits for caption in split.annotations.captions)
     return {text: len(tokenizer.tokenize(text)) + 2 for text in tqdm(texts, unit="text", desc="captions")}
 
 
 def build_extractor(args: argparse.Namespace, splits: list[Split]) -> RawVideoExtractor | FrameCache:
-    """The reader of frames; with `--frame_cache` it keeps them, and the space that they need is printed."""
+    """Return the reader of frames; with `--frame_cache` it caches them, and the space they need is printed."""
     extractor = RawVideoExtractor(args.feature_framerate, args.image_size)
     if not args.frame_cache:
         return extractor
@@ -108,11 +108,11 @@ def build_extractor(args: argparse.Namespace, splits: list[Split]) -> RawVideoEx
 
 
 def make_folder(folder: Path) -> None:
-    """Make the folder of the report; raises OSError that names the flag."""
+    """Create the folder of the report; raise OSError, naming the flag, if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OSError(f"--output_dir {folder} cannot be made a folder: {error.strerror}") from error
+        raise OSError(f"--output_dir {folder} cannot be created: {error.strerror}") from error
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -135,9 +135,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def check_data(args: argparse.Namespace) -> str:
-    """Read everything and write the report; why the test split cannot be evaluated, empty if it can.
+    """Read everything and write the report; return why the test split cannot be evaluated, "" if it can.
 
-    Raises OSError where no split can be read.
+    Raises:
+        OSError: no split can be read.
     """
     splits, unread = read_splits(args)
     if not splits:

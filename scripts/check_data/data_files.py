@@ -1,4 +1,4 @@
-"""What a process of `scripts.check_data` does with one file; apart from the script, whose imports take seconds."""
+"""Read and hash one file, in a process of `scripts.check_data`; its other imports would take seconds there."""
 
 import math
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from dataloaders.video_decoding import VideoReader, VideoReadError
 from modules.whole_files import file_digest
 from scripts.check_data.data_report import FileFacts, Span
 
-LOSS_TOLERANCE = 1.0  # seconds, the unit in which frames are sampled
+LOSS_TOLERANCE = 1.0  # seconds, the interval of sampling
 
 
 def read_file(task: tuple[Path, list[Span]], extractor, max_frames: int, slice_framepos: int) -> FileFacts:
@@ -27,13 +27,13 @@ def read_file(task: tuple[Path, list[Span]], extractor, max_frames: int, slice_f
 
 
 def measure_length(path: Path) -> tuple[float, str]:
-    """`seconds` and `early_end` of `FileFacts`; nothing is decoded."""
+    """Return `seconds` and `early_end` of `FileFacts` without decoding."""
     try:
         with VideoReader(path) as video:
             packets = list(read_packets(video))
             start = min((begin for is_video, begin, _ in packets if is_video), default=0.0)
             promised = promised_end(video, start)
-            # Where the video states no length of its own, the file's may be that of its sound.
+            # If the video has no length of its own, the file's may be that of its sound.
             ends = [end for is_video, _, end in packets if is_video or not video.stream.duration]
     except VideoReadError:
         return 0.0, ""
@@ -44,9 +44,9 @@ def measure_length(path: Path) -> tuple[float, str]:
 
 
 def read_packets(video: VideoReader) -> Iterator[tuple[bool, float, float]]:
-    """Of every packet of the file, up to the first damage: whether it is the video's, and the seconds of its span.
+    """Yield whether a packet is the video's, and its first and last second, for all packets up to the first damage.
 
-    A packet without a time, which formats without an index have, ends at infinity: where that is cannot be known.
+    A packet without a time, as in formats without an index, ends at infinity.
     """
     try:
         for packet in video.container.demux():
@@ -60,19 +60,19 @@ def read_packets(video: VideoReader) -> Iterator[tuple[bool, float, float]]:
 
 
 def promised_end(video: VideoReader, start: float) -> float:
-    """The second at which the header says that the video ends, where its first frame has `start`; 0 if it is silent."""
+    """Return the video's end in seconds according to the header, for a first frame at `start`; 0 if it is unknown."""
     if not video.stream.duration:
-        return (video.container.duration or 0) / av.time_base  # of Matroska and WebM, which count from 0
+        return (video.container.duration or 0) / av.time_base  # in Matroska and WebM, which count from 0
     seconds = float(video.stream.duration * video.stream.time_base)
-    # FFmpeg shortens the duration of an AVI file that is cut, but not its number of frames; elsewhere it shortens
-    # neither, and the number may count frames that an mp4's edit list hides.
+    # FFmpeg shortens the duration of an AVI file that is cut off, but not its number of frames. In other formats it
+    # shortens neither, and the number may include frames that an mp4's edit list hides.
     if video.container.format.name == "avi":
         seconds = max(seconds, video.stream.frames / video.header.fps)
     return start + seconds
 
 
 def hash_file(path: Path) -> str | None:
-    """SHA-256 of the content; None where it cannot be read."""
+    """Return the SHA-256 of the content; None if it cannot be read."""
     try:
         return file_digest("sha256", path)
     except OSError:

@@ -1,4 +1,4 @@
-"""What is wrong with a data set, from what reading it gave: problems, their table, csv and histograms."""
+"""Report the problems of a data set from the facts about its files: list, table, csv and histograms."""
 
 import csv
 import math
@@ -23,26 +23,26 @@ KINDS = (MISSING, UNREADABLE, ENDS_EARLY, SHORT, SAME_CONTENT, IN_TRAINING, REPE
 MOST_BINS = 60
 
 Span = tuple[float | None, float | None]
-"""`start` and `end` of captions: the part of a video that they describe."""
+"""`start` and `end` of captions."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """A split and what could be found of it: `missing` are the ids that have no file."""
+    """A split with the files that were found; `missing` are the ids without a file."""
 
     name: str
     annotations: Annotations
     missing: tuple[str, ...] = ()
 
     def captions_of_videos(self) -> dict[str, list[Caption]]:
-        """The captions by video id, in their order."""
+        """Return the captions by video id, in order."""
         captions: dict[str, list[Caption]] = {}
         for caption in self.annotations.captions:
             captions.setdefault(caption.video_id, []).append(caption)
         return captions
 
     def spans_of_files(self) -> Iterator[tuple[Path, Span]]:
-        """The file and the time span of every caption whose video has a file."""
+        """Yield the file and the time span of every caption whose video has a file."""
         for caption in self.annotations.captions:
             if caption.video_id in self.annotations.video_paths:
                 yield self.annotations.video_paths[caption.video_id], (caption.start, caption.end)
@@ -50,12 +50,12 @@ class Split:
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What reading a file gave.
+    """Facts about a file.
 
     Attributes:
         seconds: its length; 0 is unknown.
-        failures: why which spans give no frames.
-        early_end: where it ends and where it should; empty if it is complete or nothing in it states a length.
+        failures: reasons by span, for spans without frames.
+        early_end: where it ends and where it should; empty if it is complete or its length is unknown.
     """
 
     seconds: float
@@ -65,7 +65,7 @@ class FileFacts:
 
 @dataclass(frozen=True)
 class Problem:
-    """A row of the csv."""
+    """A row of `data_problems.csv`."""
 
     split: str
     video_id: str
@@ -76,14 +76,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class Report:
-    """What was read, for the functions below.
+    """All facts about a data set, and what follows from them.
 
     Attributes:
-        splits: in the order of the table; "train" is the one that others must not overlap with.
-        facts: by file.
-        contents: for files that are byte for byte the same, a name that they share; others may be absent.
-        token_counts: of every text, with start and end token.
-        max_words: the number of tokens that a text may have.
+        splits: in the order of the table; no other split may overlap with "train".
+        facts: facts by file.
+        contents: a name by file, the same for identical files; other files may be absent.
+        token_counts: number of tokens by text, start and end token included.
+        max_words: greatest number of tokens of a text.
     """
 
     splits: list[Split]
@@ -93,7 +93,7 @@ class Report:
     max_words: int
 
     def problems(self) -> list[Problem]:
-        """All problems: by split, then in the order of `KINDS`, then in the order of the split."""
+        """Return all problems by split, then in the order of `KINDS`, then in the order of the split."""
         owners = self._owners_of_contents()
         training = {
             caption.video_id for split in self.splits if split.name == "train" for caption in split.annotations.captions
@@ -105,7 +105,7 @@ class Report:
         return found
 
     def _owners_of_contents(self) -> dict[Path | str, dict[str, str]]:
-        """By content (or by the file where it is alone): the ids of its videos, with the first split of each."""
+        """Return, by content or by file if it is unique, the ids of its videos with the first split of each."""
         owners: dict[Path | str, dict[str, str]] = {}
         for split in self.splits:
             for video_id, path in split.annotations.video_paths.items():
@@ -159,7 +159,7 @@ class Report:
                 yield Problem(split.name, caption.video_id, path, CUT, detail)
 
     def table(self, problems: Iterable[Problem]) -> str:
-        """Markdown: of every split the number of videos, captions, and rows of the csv by kind."""
+        """Return a Markdown table with the number of videos, captions and problems of each kind by split."""
         counts = Counter((problem.split, problem.problem) for problem in problems)
         lines = [f"| split | videos | captions | {' | '.join(KINDS)} |", "|---" * (3 + len(KINDS)) + "|"]
         for split in self.splits:
@@ -169,11 +169,11 @@ class Report:
         return "\n".join(lines)
 
     def draw(self, path: Path, seconds_used: float) -> None:
-        """PNG with histograms of caption lengths and of video lengths; lines mark what is cut.
+        """Write a PNG with histograms of caption and video lengths; lines mark the limits.
 
-        `seconds_used` is how much of a video the frames cover at the sampling rate.
+        `seconds_used` is the part of a video that the frames cover at the sampling rate.
         """
-        from matplotlib.figure import Figure  # takes a second, and only this needs it
+        from matplotlib.figure import Figure  # takes a second to import, and only this needs it
 
         lengths, seconds = {}, {}
         for split in self.splits:
@@ -190,7 +190,7 @@ class Report:
 
 
 def draw_shares(axes, values: Mapping[str, list[float]], mark: float, label: str) -> None:
-    """A histogram for every name, in bins of whole numbers that all have in common, and a line at `mark`."""
+    """Draw a histogram for every name, in common bins of whole numbers, and a line at `mark`."""
     numbers = np.concatenate(list(values.values()))
     if len(numbers):
         first, last = math.floor(numbers.min()), math.floor(numbers.max()) + 1
@@ -204,7 +204,7 @@ def draw_shares(axes, values: Mapping[str, list[float]], mark: float, label: str
 
 
 def write_problems(path: Path, problems: Iterable[Problem]) -> None:
-    """A csv with the fields of `Problem` as columns; without a row where there are no problems."""
+    """Write a csv with the fields of `Problem` as columns; without problems it has the header only."""
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow([column.name for column in fields(Problem)])
@@ -212,9 +212,11 @@ def write_problems(path: Path, problems: Iterable[Problem]) -> None:
 
 
 def evaluation_failure(problems: Iterable[Problem]) -> str:
-    """Why the test split cannot be evaluated as it is; empty if it can."""
-    bad = [problem for problem in problems if problem.split == "test" and problem.problem in (MISSING, UNREADABLE)]
-    if not bad:
+    """Return why the test split cannot be evaluated; "" if it can."""
+    unreadable = [
+        problem for problem in problems if problem.split == "test" and problem.problem in (MISSING, UNREADABLE)
+    ]
+    if not unreadable:
         return ""
-    names = first_names([problem.video_id for problem in bad])
-    return f"{len(bad)} videos of the test split are missing or unreadable: {names}"
+    names = first_names([problem.video_id for problem in unreadable])
+    return f"{len(unreadable)} videos of the test split are missing or unreadable: {names}"
