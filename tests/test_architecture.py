@@ -62,6 +62,8 @@ ALLOWED_IMPORTS = {
     "modules.losses": {"modules.token_interaction"},
     "modules.optimization": set(),
     "modules.post_processing": set(),
+    "modules.tensor_files": {"modules.tensor_pickle"},
+    "modules.tensor_pickle": set(),
     "modules.token_interaction": set(),
     "modules.whole_files": set(),
     "video_search": {"video_search", "modules", "dataloaders", "engine.flags"},  # whose flags are defined there alone
@@ -84,6 +86,7 @@ PURE_CALLS = {
     "logging.getLogger", "math.log", "re.compile", "Path", "partial", "frozenset", "tuple",
     "dataclass", "field", "contextmanager", "property", "cache", "staticmethod", "classmethod", "record",
     "torch.no_grad", "abstractmethod",
+    "Instructions",  # a dict in modules.tensor_pickle
     "Field", "Query",  # the range of a parameter in video_search.web.api
     "PooledHead", "CrossHead", "TokenHead",  # rows of modules.heads
     "Flag", "sorted", "', '.join", "FLAG_GROUPS.values", "FLAGS.items",  # the table of flags in engine.flags

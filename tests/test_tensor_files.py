@@ -1,13 +1,21 @@
 """Reading tensors without running anything: the same as torch's own loaders, and errors for what is no plain file."""
 
+import argparse
+import dataclasses
+import datetime
+import enum
 import io
+import math
+import os
 import pickle
 import struct
+import sys
 import warnings
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict, defaultdict, deque
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -228,7 +236,8 @@ HOSTILE_PICKLES = {
     "an odd number of items": (b"\x80\x02}(K\x01u.", "shorter"),
     "appends to a dict": (b"\x80\x02}K\x01a.", "appends to a dict"),
     "a place far away": (b"\x80\x02}r\xff\xff\xff\x7f.", None),
-    "a pickle of protocol 4": (pickle.dumps({"a": 1}, protocol=4), "KeyError"),
+    "a pickle of protocol 4": (pickle.dumps({"a": 1}, protocol=4), "protocol 4; save it again"),
+    "an instruction of protocol 4": (b"\x80\x02\x8f.", "instruction 0x8f"),
     "nothing": (b".", "IndexError"),
     "contains itself": (b"\x80\x02]q\x00h\x00a.", "contain themselves"),
     "doubles forty times": (b"\x80\x02K\x00" + b"q\x00h\x00\x86" * 40 + b".", "contain themselves"),
@@ -253,6 +262,87 @@ def test_hostile_pickles(path, pickled, reason, form):
     with pytest.raises(ValueError, match=reason) as error:
         load_tensors(path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+# ---- objects of other classes -------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Settings:
+    rate: float = 0.5
+
+
+class Split(enum.Enum):
+    TRAIN = "train"
+
+
+class Recorder(dict):
+    """A dict with attributes, as configuration libraries have them."""
+
+
+FOREIGN = {
+    "numpy number": np.float64(43.1), "numpy array": np.arange(3.0), "Namespace": argparse.Namespace(lr=1e-4),
+    "defaultdict": defaultdict(list, a=[1.5]), "Counter": Counter("aab"), "dataclass": Settings(), "enum": Split.TRAIN,
+    "dict with attributes": Recorder(a=1), "path": Path("a/b"), "date": datetime.date(2024, 5, 17),
+    "range": range(3), "frozenset": frozenset("ab"), "deque": deque([1, 2]), "complex": 1j, "no bytes": b"",
+    "tuple as a key": {("t2v", "R1"): 43.1}, "enum as a key": {Split.TRAIN: 1}, "function": math.sqrt,
+    "large number": 3**3000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("value", FOREIGN.values(), ids=FOREIGN)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_foreign_value_leaves_the_rest_whole(path, value, form):
+    content = {"state_dict": OrderedDict(w=torch.arange(3.0)), "foreign": [value, value], "epoch": 5}
+    torch.save(content, path, _use_new_zipfile_serialization=FORMS[form])
+    loaded = load_tensors(path)
+    assert list(loaded) == list(content) and len(loaded["foreign"]) == 2
+    assert_equal(loaded["state_dict"], content["state_dict"])
+    assert loaded["epoch"] == 5
+
+
+def test_containers_that_are_dicts_keep_their_values(path):
+    torch.save({"history": defaultdict(list, a=[1.5]), "words": Counter("aab")}, path)
+    assert load_tensors(path) == {"history": {"a": [1.5]}, "words": {"a": 2, "b": 1}}
+
+
+def test_a_foreign_object_is_inert(path):
+    """It has its class's name; `os.mkdir` and the like are never called, nor is anything imported."""
+    torch.save({"args": argparse.Namespace(lr=1e-4), "run": RunsWhenRead("not/made")}, path)
+    assert {key: value.kind for key, value in load_tensors(path).items()} == {
+        "args": "argparse.Namespace", "run": "posix.mkdir",
+    }  # fmt: skip
+    write_zip(path, b"\x80\x02}X\x01\x00\x00\x00acnot_a_module\nname\n)\x81s.")
+    assert load_tensors(path)["a"].kind == "not_a_module.name" and "not_a_module" not in sys.modules
+
+
+def test_parameters_with_attributes_are_tensors(path):
+    weight = nn.Parameter(torch.arange(3.0))
+    weight.is_norm = True
+    tensor = torch.arange(4.0)
+    tensor.note = "kept nowhere"
+    torch.save({"weight": weight, "tensor": tensor}, path)
+    assert_equal(load_tensors(path), {"weight": weight.data, "tensor": torch.arange(4.0)})
+
+
+class RunsWhenRead:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, folder: str):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+@pytest.mark.parametrize("pickled", [call(b"os\nsystem", b"X\x04\x00\x00\x00true"), pickle.dumps({}, protocol=4)])
+def test_the_readers_own_limit_is_not_called_damage(path, pickled):
+    write_zip(path, pickled)
+    with pytest.raises(ValueError, match=r"weights\.pt was not loaded: it"):
+        load_tensors(path)
+
+
+# ---- archives ----------------------------------------------------------------------------------------------------
 
 
 def test_compressed_or_overlapping_entries(path):
