@@ -5,10 +5,11 @@ listens on this machine only. Ctrl-C ends it.
 """
 
 import argparse
+import contextlib
 import ipaddress
+import os
 import socket
 import sys
-from contextlib import closing
 
 from video_search.search import VideoSearch
 from video_search.store_flags import add_store_flags, open_store
@@ -28,6 +29,30 @@ def is_loopback(host: str) -> bool:
 def url_host(host: str) -> str:
     """Return the host as part of a URL: IPv6 in brackets."""
     return f"[{host}]" if ":" in host else host
+
+
+def is_unspecified(host: str) -> bool:
+    """Return True for the address that stands for all addresses of this machine: 0.0.0.0 or ::"""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
+def reachable_hosts(host: str) -> list[str]:
+    """Return the hosts by which a server that listens on `host` is reached: of this machine and of others."""
+    if not is_unspecified(host):
+        return [host]
+    # Connecting a datagram socket sends nothing; it only chooses the address of this machine that faces the network.
+    routes = [("127.0.0.1", socket.AF_INET, "192.0.2.1")]
+    if ":" in host:
+        routes.append(("::1", socket.AF_INET6, "2001:db8::1"))
+    hosts = [local for local, _, _ in routes]
+    for _, family, outside in routes:
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((outside, 9))
+            hosts.append(probe.getsockname()[0])
+    return hosts
 
 
 def open_socket(host: str, port: int) -> socket.socket:
@@ -70,6 +95,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--allowed_hosts", nargs="*", default=[], metavar="NAME",
         help="further host names of this server, such as that of a reverse proxy",
     )  # fmt: skip
+    parser.add_argument(
+        "--media_root", action="extend", nargs="+", default=[], metavar="FOLDER",
+        help="further folders whose videos may be shown when links in the indexed folder lead there",
+    )  # fmt: skip
     parser.add_argument("--max_upload_mb", type=int, default=64, help="size limit of an example video")
     return parser
 
@@ -83,23 +112,31 @@ def check_arguments(args: argparse.Namespace) -> None:
     for name in args.allowed_hosts:
         if "*" in name or "/" in name:
             raise ValueError(f"--allowed_hosts {name} must be a name or an address, such as search.example.org")
+    for folder in args.media_root:
+        if not os.path.isdir(folder):
+            raise ValueError(f"--media_root {folder} is not a folder")
 
 
 def serve(args: argparse.Namespace) -> None:
     """Answer requests until the process ends."""
     check_arguments(args)
     uvicorn, web = load_server()
-    with open_socket(args.host, args.port) as listener, closing(open_store(args)) as store:
+    with open_socket(args.host, args.port) as listener, contextlib.closing(open_store(args)) as store:
         search = VideoSearch.open(store=store, init_model=args.init_model)
+        is_open = is_unspecified(args.host)
         hosts = [*web.LOCAL_HOSTS, args.host, url_host(args.host), *args.allowed_hosts]
-        app = web.create_app(search, allowed_hosts=hosts, max_upload_bytes=args.max_upload_mb << 20)
+        app = web.create_app(
+            search, allowed_hosts=[*hosts, socket.gethostname()] if is_open else hosts, any_address=is_open,
+            media_roots=args.media_root, max_upload_bytes=args.max_upload_mb << 20,
+        )  # fmt: skip
         settings = uvicorn.Config(
             app, log_level="warning", access_log=False, server_header=False, proxy_headers=False,
             timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         )  # fmt: skip
         listener.listen()  # before the address is printed, so that its reader can connect at once
         port = listener.getsockname()[1]
-        print(f"serve: {len(store)} videos at http://{url_host(args.host)}:{port}/ ; Ctrl-C ends it", flush=True)
+        addresses = " ".join(f"http://{url_host(host)}:{port}/" for host in reachable_hosts(args.host))
+        print(f"serve: {len(store)} videos at {addresses} ; Ctrl-C ends it", flush=True)
         if not is_loopback(args.host):
             print(
                 f"serve: WARNING: --host {args.host} can be reached from other machines, and there are no passwords; "

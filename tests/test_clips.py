@@ -1,7 +1,9 @@
 """Videos and their frames as the application serves them: in ranges, decoded once, and those of the index only."""
 
+import errno
 import io
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -140,9 +142,10 @@ def test_links_out_of_the_folder_and_files_that_are_gone(folder, tmp_path):
         (videos / "gone.mp4").unlink()
         (videos / "folder.mp4").unlink()
         (videos / "folder.mp4").mkdir()
+        flag = "scripts.serve shows it with --media_root FOLDER, the folder of the file"
         reasons = {
-            "link.mp4": "link.mp4 leads out of the folder of the index, so it is not shown.",
-            "../outside.mp4": "../outside.mp4 leads out of the folder of the index, so it is not shown.",
+            "link.mp4": f"link.mp4 leads out of the folder of the index, so it is not shown; {flag}",
+            "../outside.mp4": f"../outside.mp4 leads out of the folder of the index, so it is not shown; {flag}",
             "gone.mp4": "gone.mp4 is no longer in the folder of the index.",
             "folder.mp4": "folder.mp4 is no longer in the folder of the index.",
         }
@@ -150,6 +153,89 @@ def test_links_out_of_the_folder_and_files_that_are_gone(folder, tmp_path):
             for address in (f"/video/{clip_id(name)}", f"/frame/{clip_id(name)}/0.jpg"):
                 response = client.get(address)
                 assert (response.status_code, response.json()["detail"]) == (404, reason)
+
+
+def test_links_into_a_media_root_are_shown(folder, tmp_path):
+    """As in a folder of links to several disks; a root shows the files below it alone."""
+    for name in ("disk", "disk2", "videos"):
+        (tmp_path / name).mkdir()
+    for disk in ("disk", "disk2"):
+        (tmp_path / disk / "sha0").write_bytes((folder / "a.mp4").read_bytes())
+        (tmp_path / "videos" / f"{disk}.mp4").symlink_to(f"../{disk}/sha0")
+    app = create_app(FakeSearch(tmp_path / "videos"), media_roots=[tmp_path / "disk"])
+    with TestClient(app, base_url=LOCAL) as client:
+        shown = client.get(f"/video/{clip_id('disk.mp4')}")
+        assert (shown.content, shown.headers["content-type"]) == ((folder / "a.mp4").read_bytes(), "video/mp4")
+        assert client.get(f"/frame/{clip_id('disk.mp4')}/0.jpg").status_code == 200
+        assert client.get(f"/video/{clip_id('disk2.mp4')}").status_code == 404
+
+
+def test_files_that_cannot_be_read_are_answered_with_a_reason(folder, tmp_path, monkeypatch):
+    names = ("loop.mp4", "forbidden.mp4", "pipe.mp4", "empty.mp4", "failing.mp4", "below/file.mp4")
+    (tmp_path / "below").mkdir()
+    for name in names:
+        (tmp_path / name).write_bytes(b"x")
+    real_open = os.open
+
+    def failing_open(path, flags, *rest, **options):
+        errors = {"forbidden.mp4": errno.EACCES, "failing.mp4": errno.EIO}
+        if os.path.basename(path) in errors:
+            raise OSError(errors[os.path.basename(path)], os.strerror(errors[os.path.basename(path)]), path)
+        return real_open(path, flags, *rest, **options)
+
+    with TestClient(create_app(FakeSearch(tmp_path)), base_url=LOCAL) as client:
+        for name in ("loop.mp4", "pipe.mp4"):
+            (tmp_path / name).unlink()
+        (tmp_path / "loop.mp4").symlink_to("loop.mp4")
+        os.mkfifo(tmp_path / "pipe.mp4")
+        (tmp_path / "empty.mp4").write_bytes(b"")
+        shutil.rmtree(tmp_path / "below")
+        (tmp_path / "below").write_bytes(b"x")
+        monkeypatch.setattr(os, "open", failing_open)
+        answers = {
+            "loop.mp4": (404, "loop.mp4 cannot be read: Too many levels of symbolic links."),
+            "forbidden.mp4": (403, "The server has no permission to read forbidden.mp4."),
+            "failing.mp4": (503, "failing.mp4 cannot be read: Input/output error."),
+            "pipe.mp4": (409, "pipe.mp4 is empty or not a file any more."),
+            "empty.mp4": (409, "empty.mp4 is empty or not a file any more."),
+            "below/file.mp4": (404, "below/file.mp4 is no longer in the folder of the index."),
+        }
+        for name in names:
+            for address in (f"/video/{clip_id(name)}", f"/frame/{clip_id(name)}/0.jpg"):
+                response = client.get(address)
+                assert (response.status_code, response.json()["detail"]) == answers[name]
+
+
+@pytest.mark.parametrize("content_range", ["bytes=5-2", "seconds=0-1", "bytes", "bytes=", "bytes=x-y", "bytes=²-"])
+def test_a_range_that_is_not_valid(client, content_range):
+    response = client.get(f"/video/{clip_id('a.mp4')}", headers={"Range": content_range.encode()})
+    assert (response.status_code, response.json()["detail"]) == (400, "The Range header is not valid.")
+
+
+def test_a_range_behind_the_end(client, folder):
+    size = (folder / "a.mp4").stat().st_size
+    response = client.get(f"/video/{clip_id('a.mp4')}", headers={"Range": f"bytes={size}-"})
+    assert response.json()["detail"] == "The Range header names bytes that the file does not have."
+    assert response.headers["content-range"] == f"bytes */{size}"
+
+
+def test_several_ranges(client, folder):
+    content = (folder / "a.mp4").read_bytes()
+    response = client.get(f"/video/{clip_id('a.mp4')}", headers={"Range": "bytes=0-3,10-12"})
+    assert response.status_code == 206
+    assert content[:4] in response.content and content[10:13] in response.content
+    many = ",".join(f"{2 * place}-{2 * place}" for place in range(2000))
+    assert client.get(f"/video/{clip_id('a.mp4')}", headers={"Range": f"bytes={many}"}).content == content
+
+
+def test_head_is_answered_like_get_without_the_content(client):
+    for address in ("/", "/page.js", f"/video/{clip_id('a.mp4')}", f"/frame/{clip_id('a.mp4')}/0.jpg"):
+        got, head = client.get(address), client.head(address)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers == got.headers
+    assert client.head("/video/0").status_code == 404
+    part = client.head(f"/video/{clip_id('a.mp4')}", headers={"Range": "bytes=0-9"})
+    assert (part.status_code, part.headers["content-length"]) == (206, "10")
 
 
 def test_a_video_is_never_sent_as_a_page(folder, tmp_path):

@@ -99,11 +99,26 @@ def test_from_videos_to_an_answer(index):
 
 def test_a_public_host_is_warned_of(index):
     with Server("--index", index, "--host", "0.0.0.0", "--allowed_hosts", "search.example") as server:
-        for host, status in (("search.example", 200), ("127.0.0.1", 200), ("evil.example", 400)):
+        printed = re.findall(rf"http://(\S+):{server.port}/", server.line)
+        assert printed[0] == "127.0.0.1" and "0.0.0.0" not in printed
+        asked = dict.fromkeys(("search.example", "192.168.7.7:9000", socket.gethostname(), *printed), 200)
+        for host, status in {**asked, "evil.example": 400}.items():
             assert server.ask("GET", "/api/about", Host=host)[0] == status
         _, errors = server.end(signal.SIGTERM)
         assert "WARNING" in errors and "no passwords" in errors
         assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("host", "hosts"), [("127.0.0.1", ["127.0.0.1"]), ("::1", ["::1"]), ("search.example", ["search.example"])]
+)
+def test_the_printed_host_is_the_one_that_was_given(host, hosts):
+    assert serve.reachable_hosts(host) == hosts
+
+
+def test_all_addresses_stand_for_those_of_this_machine():
+    assert serve.reachable_hosts("0.0.0.0")[0] == "127.0.0.1"
+    assert serve.reachable_hosts("::")[:2] == ["127.0.0.1", "::1"]
 
 
 def test_load(index, tmp_path, capsys, monkeypatch):
@@ -143,6 +158,7 @@ def test_port_in_use(tmp_path):
         (["--max_upload_mb", "0"], "--max_upload_mb 0 must be at least 1"),
         (["--allowed_hosts", "*"], "--allowed_hosts * must be a name or an address"),
         (["--allowed_hosts", "http://a"], "--allowed_hosts http://a must be a name or an address"),
+        (["--media_root", "no/such/folder"], "--media_root no/such/folder is not a folder"),
         (["--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid:8000: "),
     ],
 )

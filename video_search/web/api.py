@@ -8,6 +8,7 @@ from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Query, Request
+from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field, ValidationError
 
 from dataloaders.rawvideo_util import VideoReadError
@@ -20,9 +21,9 @@ from video_search.web.limits import (
     MAX_WAITING,
     RequestLimit,
     limited_body,
-    refuse_other_sites,
     require_type,
 )
+from video_search.web.sites import refuse_other_sites
 
 Top = Annotated[int, Query(ge=1, le=MAX_TOP)]
 
@@ -41,11 +42,15 @@ async def read_text_search(request: Request) -> TextSearch:
     try:
         query = TextSearch.model_validate_json(body)
     except ValidationError as error:
-        reasons = [f"{'.'.join(map(str, one['loc'])) or 'body'}: {one['msg']}" for one in error.errors()]
-        raise HTTPException(422, "; ".join(reasons)) from error
+        raise HTTPException(422, reasons(error)) from error
     if not query.text.strip():
         raise HTTPException(422, "Type a few words to search for.")
     return query
+
+
+def reasons(error: ValidationError | RequestValidationError) -> str:
+    """Return the names of the values that are not valid, with the reason for each; the values are not repeated."""
+    return "; ".join(f"{(*one['loc'],)[-1] if one['loc'] else 'body'}: {one['msg']}" for one in error.errors())
 
 
 def as_json(results: Any, clips: Clips) -> dict:

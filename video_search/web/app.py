@@ -14,26 +14,38 @@ An ID is `clips.clip_id` of a video that the index lists. Errors are {"detail": 
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from os import PathLike
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
 
-from video_search.web.api import Searcher, api_routes
-from video_search.web.clips import Clips, NoSuchClip
-from video_search.web.limits import DECODING_THREADS, LOCAL_HOSTS, SafeHeaders
+from video_search.web.api import Searcher, api_routes, reasons
+from video_search.web.clips import Clips, ClipUnavailable
+from video_search.web.limits import DECODING_THREADS
 from video_search.web.media import media_routes
+from video_search.web.sites import LOCAL_HOSTS, HostCheck, SafeHeaders
 
 
-def create_app(search: Any, *, allowed_hosts: Sequence[str] = LOCAL_HOSTS, max_upload_bytes: int = 64 << 20) -> FastAPI:
+def create_app(
+    search: Any,
+    *,
+    allowed_hosts: Sequence[str] = LOCAL_HOSTS,
+    any_address: bool = False,
+    media_roots: Sequence[str | PathLike] = (),
+    max_upload_bytes: int = 64 << 20,
+) -> FastAPI:
     """Return the application that searches with `search`, a `video_search.search.VideoSearch`.
 
-    It answers only requests whose Host header, without its port, is one of `allowed_hosts`, which excludes the name of
-    another site that was made to point at this machine (DNS rebinding).
+    Args:
+        allowed_hosts: names of this server: Host headers, without their port, of the requests that it answers.
+        any_address: whether IP addresses are accepted besides.
+        media_roots: folders whose files may be shown when links of the index's folder lead there.
+        max_upload_bytes: size limit of an example video.
     """
-    clips = Clips(search.store)
+    clips = Clips(search.store, media_roots)
     searcher = Searcher(search, clips, max_upload_bytes)
     decoding = ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="frames")
 
@@ -45,17 +57,22 @@ def create_app(search: Any, *, allowed_hosts: Sequence[str] = LOCAL_HOSTS, max_u
 
     # Without a description of the interface, its pages, which load scripts from the internet, do not exist either.
     app = FastAPI(title="Video search", openapi_url=None, lifespan=lifespan)
-    app.add_exception_handler(NoSuchClip, answer_no_such_clip)
+    app.add_exception_handler(ClipUnavailable, answer_unavailable_clip)
+    app.add_exception_handler(RequestValidationError, answer_bad_parameters)
     app.add_exception_handler(ClientDisconnect, answer_disconnected_client)
     app.include_router(api_routes(searcher))
     app.include_router(media_routes(clips, decoding))
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts), www_redirect=False)
+    app.add_middleware(HostCheck, allowed_hosts=allowed_hosts, any_address=any_address)
     app.add_middleware(SafeHeaders)
     return app
 
 
-async def answer_no_such_clip(request: Request, error: NoSuchClip) -> JSONResponse:
-    return JSONResponse({"detail": str(error)}, 404)
+async def answer_unavailable_clip(request: Request, error: ClipUnavailable) -> JSONResponse:
+    return JSONResponse({"detail": str(error)}, error.status)
+
+
+async def answer_bad_parameters(request: Request, error: RequestValidationError) -> JSONResponse:
+    return JSONResponse({"detail": reasons(error)}, 422)
 
 
 async def answer_disconnected_client(request: Request, error: ClientDisconnect) -> Response:

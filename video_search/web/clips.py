@@ -1,10 +1,13 @@
 """The videos of an index as the page shows them: their ids, their files, and their sampled frames as JPEG."""
 
+import errno
 import hashlib
 import os
+import stat
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Condition
-from typing import Any
+from typing import Any, BinaryIO
 
 from cachetools import LRUCache, cached
 
@@ -15,8 +18,12 @@ JPEG_QUALITY = 80
 CACHE_BYTES = 64 << 20  # about ten thousand frames
 
 
-class NoSuchClip(LookupError):
-    """A video or frame that does not exist or may not be shown; the message gives the reason."""
+class ClipUnavailable(LookupError):
+    """A video or frame that is missing or cannot be shown: the reason, and the HTTP status that fits it."""
+
+    def __init__(self, reason: str, status: int = 404):
+        super().__init__(reason)
+        self.status = status
 
 
 def clip_id(path: str) -> str:
@@ -30,8 +37,10 @@ def clip_id(path: str) -> str:
 class Clips:
     """The videos that a store lists, by `clip_id`; nothing else can be reached. Safe to use from several threads."""
 
-    def __init__(self, store: Any):
+    def __init__(self, store: Any, media_roots: Sequence[str | os.PathLike] = ()):
+        """`media_roots` are further folders whose files may be shown when links of the index's folder lead there."""
         self.folder = Path(store.folder)
+        self.media_roots = [os.path.realpath(root) for root in media_roots]
         settings = store.settings
         self._extractor = RawVideoExtractor(settings["feature_framerate"], FRAME_SIZE)
         self._sampling = (settings["max_frames"], settings["slice_framepos"])
@@ -50,29 +59,46 @@ class Clips:
         return name
 
     def path(self, name: str) -> str:
-        """Return the path, relative to the folder, of the video with this id; raise NoSuchClip."""
+        """Return the path, relative to the folder, of the video with this id; raise ClipUnavailable."""
         if name not in self._paths:
-            raise NoSuchClip("The index has no such video.")
+            raise ClipUnavailable("The index has no such video.")
         return self._paths[name]
 
-    def file(self, name: str) -> Path:
-        """Return the video's file; raise NoSuchClip if it is missing or outside the folder."""
+    def open(self, name: str) -> BinaryIO:
+        """Open the video's file; its `name` is the path without links.
+
+        Raises: ClipUnavailable if the file is missing, outside the folders that may be shown, or not readable.
+        """
         path = self.path(name)
-        folder = self.folder.resolve()
-        file = (folder / path).resolve()
-        if not file.is_relative_to(folder):
-            raise NoSuchClip(f"{display_path(path)} leads out of the folder of the index, so it is not shown.")
-        if not file.is_file():
-            raise NoSuchClip(f"{display_path(path)} is no longer in the folder of the index.")
-        return file
+        shown = display_path(path)
+        file = os.path.realpath(self.folder / path)
+        if not any(Path(file).is_relative_to(root) for root in (os.path.realpath(self.folder), *self.media_roots)):
+            raise ClipUnavailable(
+                f"{shown} leads out of the folder of the index, so it is not shown; scripts.serve shows it with "
+                "--media_root FOLDER, the folder of the file"
+            )
+        try:
+            opened = open(file, "rb", opener=open_without_waiting)  # noqa: SIM115 - the caller closes it
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            raise ClipUnavailable(f"{shown} is no longer in the folder of the index.") from error
+        except PermissionError as error:
+            raise ClipUnavailable(f"The server has no permission to read {shown}.", 403) from error
+        except OSError as error:
+            status = 404 if error.errno == errno.ELOOP else 503
+            raise ClipUnavailable(f"{shown} cannot be read: {error.strerror}.", status) from error
+        state = os.fstat(opened.fileno())
+        if not stat.S_ISREG(state.st_mode) or not state.st_size:
+            opened.close()
+            raise ClipUnavailable(f"{shown} is empty or not a file any more.", 409)
+        return opened
 
     def frame(self, name: str, number: int) -> tuple[bytes, str]:
-        """Return the sampled frame with this number, from 0, as JPEG, and its ETag; raise NoSuchClip."""
-        file = self.file(name)
-        state = file.stat()
-        frames = self._frames(file, state.st_size, state.st_mtime_ns)
+        """Return the sampled frame with this number, from 0, as JPEG, and its ETag; raise ClipUnavailable."""
+        with self.open(name) as file:
+            state = os.fstat(file.fileno())
+        frames = self._frames(Path(file.name), state.st_size, state.st_mtime_ns)
         if number >= len(frames):
-            raise NoSuchClip(
+            raise ClipUnavailable(
                 f"{display_path(self.path(name))} has {len(frames)} sampled frames, counted from 0; not {number}."
             )
         return frames[number], f'"{state.st_mtime_ns:x}-{state.st_size:x}-{number}"'
@@ -82,8 +108,13 @@ class Clips:
         try:
             frames = self._extractor.read_frames(file, *self._sampling)
         except VideoReadError as error:
-            raise NoSuchClip(f"No frames can be read: {error.reason}.") from error
+            raise ClipUnavailable(f"No frames can be read: {error.reason}.") from error
         return [encode_jpeg(frame, quality=JPEG_QUALITY) for frame in frames]
+
+
+def open_without_waiting(path: str, flags: int) -> int:
+    """Open a file that may be a pipe, whose writer is not waited for, and that is not a link."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0))
 
 
 def display_path(path: str) -> str:

@@ -1,12 +1,9 @@
-"""Limits of the search page's server: the requests it refuses, how many it runs at once, and the headers it adds."""
+"""Limits of the search page's server: the size of a request, and how many it answers at once."""
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from urllib.parse import urlsplit
 
 from fastapi import HTTPException, Request
-
-LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]", "::1")
 
 MAX_CHARACTERS = 2000
 MAX_TOP = 100
@@ -15,14 +12,6 @@ MAX_WAITING = 64  # searches, the running one included
 MAX_UPLOADS = 4  # each fills the temporary folder with a whole video
 DECODING_THREADS = 4
 
-HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; media-src 'self' blob:; object-src 'none'; base-uri 'none'; "
-    "form-action 'self'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    # Another site's page can neither show these videos nor learn from loading them which ones the index has.
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
 # A browser revalidates its copy each time, because files and indexes change behind the same address.
 REVALIDATE = {"Cache-Control": "private, no-cache"}
 
@@ -43,32 +32,6 @@ class RequestLimit:
             yield
         finally:
             self.taken -= 1
-
-
-class SafeHeaders:
-    """ASGI middleware that adds `HEADERS` to every response."""
-
-    def __init__(self, app: Callable):
-        self.app = app
-        self.headers = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
-
-    async def __call__(self, scope, receive, send) -> None:
-        async def send_safely(message) -> None:
-            if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message["headers"], *self.headers]}
-            await send(message)
-
-        await self.app(scope, receive, send_safely)
-
-
-def refuse_other_sites(request: Request) -> None:
-    """Raise 403 for a request that another site's page made the browser send."""
-    site = request.headers.get("sec-fetch-site")
-    origin = request.headers.get("origin")
-    if site is None and origin is not None:  # browsers omit Sec-Fetch-Site if the address is neither https nor local
-        site = "same-origin" if urlsplit(origin).netloc == request.headers.get("host") else "cross-site"
-    if site not in (None, "same-origin", "none"):
-        raise HTTPException(403, "Only the page of this server may search here.")
 
 
 def require_type(request: Request, media_type: str) -> None:
