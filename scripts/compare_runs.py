@@ -16,6 +16,7 @@ import pandas as pd
 
 from engine.run_files import DIRECTIONS, NUMBERS, read_metrics, read_ranks
 from metrics import BOOTSTRAP_RESAMPLES
+from modules.standard_streams import open_standard_streams
 
 QUERIES_SHOWN = 3
 
@@ -102,6 +103,7 @@ def paired_difference(first: dict, second: dict) -> tuple[float, float]:
 
 
 def main(argv: list[str] | None = None) -> None:
+    open_standard_streams()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, help="output folders of runs; two are compared query by query")
     runs = parser.parse_args(argv).runs

@@ -27,6 +27,7 @@ from dataloaders.rawvideo_util import RawVideoExtractor, VideoReadError
 from dataloaders.unreadable import write_reasons
 from dataloaders.video_decoding import VideoReader
 from dataloaders.worker_pool import ProcessDied, available_cores, run_tasks
+from modules.standard_streams import open_standard_streams
 from scripts.check_data.data_files import LOSS_TOLERANCE, promised_end
 
 FAILURES_FILE = "compress_failures.csv"
@@ -239,6 +240,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> None:
+    open_standard_streams()
     args = build_parser().parse_args(argv)
     try:
         if args.fps < 1 or args.num_workers < 1:

@@ -27,6 +27,7 @@ import numpy as np
 
 from dataloaders.annotation_files import read_text
 from dataloaders.annotations import require_path
+from modules.standard_streams import open_standard_streams
 from modules.whole_files import atomic_write
 from video_search.encoder import Encoder
 from video_search.encoder_flags import add_encoder_flags, given_flags
@@ -125,6 +126,7 @@ def embed(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
+    open_standard_streams()
     args = build_parser().parse_args(argv)
     try:
         embed(args)

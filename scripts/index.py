@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 
 from dataloaders.unreadable import write_reasons
+from modules.standard_streams import open_standard_streams
 from video_search.encoder import Encoder
 from video_search.encoder_flags import add_encoder_flags, given_flags
 from video_search.index_writer import UNREADABLE_FILE
@@ -71,6 +72,7 @@ def index(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
+    open_standard_streams()
     args = build_parser().parse_args(argv)
     try:
         index(args)

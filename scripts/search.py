@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from dataloaders.rawvideo_util import VideoReadError
+from modules.standard_streams import open_standard_streams
 from video_search.search import Results, VideoSearch
 from video_search.store_flags import add_store_flags, open_store
 from video_search.vectors import Word
@@ -82,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     """Search and print the results; notices go to stderr."""
+    open_standard_streams()
     args = build_parser().parse_args(argv)
     try:
         store = open_store(args)

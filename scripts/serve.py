@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 
+from modules.standard_streams import open_standard_streams
 from video_search.search import VideoSearch
 from video_search.store_flags import add_store_flags, open_store
 
@@ -147,6 +148,7 @@ def serve(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
+    open_standard_streams()
     args = build_parser().parse_args(argv)
     try:
         serve(args)

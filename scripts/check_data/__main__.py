@@ -23,6 +23,7 @@ from dataloaders.subsets import ReadSplit
 from dataloaders.worker_pool import ProcessDied, available_cores, run_tasks
 from engine.arguments import DefaultsHelpFormatter, add_flags
 from engine.flags import DATA_FLAGS
+from modules.standard_streams import open_standard_streams
 from modules.tokenization_clip import SimpleTokenizer
 from scripts.check_data.data_files import hash_file, read_file
 from scripts.check_data.data_report import FileFacts, Report, Span, Split, evaluation_failure, write_problems
@@ -164,6 +165,7 @@ def check_data(args: argparse.Namespace) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
+    open_standard_streams()
     logging.basicConfig(format="%(message)s")
     args = build_parser().parse_args(argv)
     try:

@@ -9,6 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from modules.standard_streams import open_standard_streams
 from modules.whole_files import write_text
 from scripts.report.data import read_runs
 from scripts.report.page import page
@@ -22,6 +23,7 @@ def count(text: str) -> int:
 
 
 def main(argv: list[str] | None = None) -> None:
+    open_standard_streams()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, help="output folders of runs")
     parser.add_argument("--output", type=Path, help="HTML file, by default report.html in the first RUN")

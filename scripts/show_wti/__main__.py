@@ -16,6 +16,7 @@ import numpy as np
 
 from dataloaders.rawvideo_util import VideoReadError
 from modules.explanation import Explanation, merge_tokens, whole_words
+from modules.standard_streams import open_standard_streams
 from modules.tokenization_clip import SimpleTokenizer
 from scripts.show_wti.drawing import draw_explanation
 from scripts.show_wti.encoding import add_model_flags, load_model, read_text, read_video
@@ -75,6 +76,7 @@ def show(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command; an error is one line on stderr, with exit code 1."""
+    open_standard_streams()
     args = get_args(argv)
     try:
         show(args)
