@@ -9,6 +9,8 @@ Flags keep CLIP4Clip's names, types and defaults; `--help` lists them with what 
 
 import argparse
 import logging
+import os
+import socket
 from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.errors import record
@@ -19,9 +21,10 @@ from dataloaders.data_dataloaders import DATALOADER_DICT
 from engine.arguments import get_args
 from engine.evaluation import Evaluator
 from engine.evaluation import eval_epoch as eval_epoch  # CLIP4Clip's users look for it here
+from engine.output_folder import check_output_folder, output_folder
 from engine.provenance import decisive_flags
 from engine.record import RunRecord
-from engine.run import Run, check_output_dir
+from engine.run import Run
 from engine.run_files import write_flags
 from engine.training import evaluate_picked, train
 from engine.training import train_epoch as train_epoch  # and this
@@ -30,33 +33,30 @@ from modules.configuration import CLIP4ClipConfig
 from modules.initialization import freeze_clip_layers, set_precision
 from modules.modeling import CLIP4Clip
 from modules.module_clip import set_grad_checkpointing
+from modules.standard_streams import open_standard_streams
 from modules.tokenization_clip import SimpleTokenizer
 
 logger = logging.getLogger(__name__)
 
 
 def check_files(args: argparse.Namespace) -> None:
-    """Raise OSError naming the flag if a checkpoint is missing, or the output folder is a file or another run's."""
+    """Raise FileNotFoundError naming the flag if a checkpoint is missing."""
     for flag in ("init_model", "resume_model"):
         path = getattr(args, flag)
         if path and "://" not in path and not Path(path).is_file():
             raise FileNotFoundError(f"--{flag}: no file at {path}")
-    if Path(args.output_dir).exists() and not Path(args.output_dir).is_dir():
-        raise NotADirectoryError(f"--output_dir {args.output_dir} is a file, not a folder")
-    if args.do_train and not (args.resume or args.resume_model):
-        check_output_dir(args.output_dir)
 
 
 @record  # the launcher's closing summary then shows the first error of any process
 def main(argv: list[str] | None = None) -> None:
     """Train or evaluate, as the flags say."""
+    open_standard_streams()
     args = get_args(argv)
-    check_files(args)
-    with util.distributed_process(args.local_rank) as process:
-        if process.is_main:
-            Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-        util.setup_logging(Path(args.output_dir) / "log.txt", process.is_main)
-        with logging_redirect_tqdm():
+    with output_folder(args.output_dir):
+        check_files(args)
+        if util.launched_rank() == 0:
+            check_output_folder(args)
+        with util.distributed_process(args.local_rank) as process, logging_redirect_tqdm():
             train_or_evaluate(args, process)
 
 
@@ -93,6 +93,7 @@ def log_parameters(args: argparse.Namespace, process: util.Process) -> None:
     logger.info("Effective parameters:")
     for name, value in sorted(vars(args).items()):
         logger.info("  <<< %s: %s", name, value)
+    logger.info("process %d on %s", os.getpid(), socket.gethostname())  # for a run that finds the folder locked
     logger.info("device: %s, processes: %d, precision: %s", process.device, process.world_size, args.precision)
     if args.do_train:
         ranks, accumulated = process.world_size, args.gradient_accumulation_steps

@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,12 +81,17 @@ def exit_promptly_on_error() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if isinstance(error, dist.DistError) or "gloo" in str(error):
+        if is_echo(error):
             time.sleep(ECHO_SECONDS)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # DataLoader's handler would raise an error of its own
         for child in multiprocessing.active_children():
             child.kill()
         raise
+
+
+def is_echo(error: BaseException) -> bool:
+    """Return True for the error of a collective: another rank has ended, for a reason of its own."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def is_launched() -> bool:
@@ -99,6 +104,11 @@ def launched_world_size() -> int:
     return int(os.environ["WORLD_SIZE"]) if is_launched() else 1
 
 
+def launched_rank() -> int:
+    """Return the global rank of this process, 0 without a launcher; known before the group is up."""
+    return int(os.environ["RANK"]) if is_launched() else 0
+
+
 def setup_logging(log_file: str | Path | None, is_main: bool = True) -> None:
     """Log to the terminal and to `log_file`; processes other than the main one report errors only."""
     root = logging.getLogger()
@@ -108,10 +118,40 @@ def setup_logging(log_file: str | Path | None, is_main: bool = True) -> None:
     root.setLevel(logging.INFO if is_main else logging.ERROR)
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if is_main and log_file is not None:
-        handlers.append(logging.FileHandler(log_file, encoding="utf-8"))
+        handlers.append(logging.FileHandler(log_file, encoding="utf-8", errors="backslashreplace"))
     for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s - %(levelname)s -   %(message)s", "%m/%d/%Y %H:%M:%S"))
+        handler.setFormatter(log_formatter())
         root.addHandler(handler)
+
+
+def log_formatter() -> logging.Formatter:
+    """Return CLIP4Clip's form of a log line."""
+    return logging.Formatter("%(asctime)s - %(levelname)s -   %(message)s", "%m/%d/%Y %H:%M:%S")
+
+
+@contextmanager
+def errors_in_log(log_file: Path, rank: int = 0) -> Iterator[None]:
+    """Add the traceback of an error in the block to the log file, which the terminal shows without that.
+
+    Ranks other than 0 may lack the file, and do not repeat that another rank has ended.
+    """
+    try:
+        yield
+    except SystemExit:  # its reason is logged
+        raise
+    except BaseException as error:
+        if rank == 0 or (log_file.exists() and not is_echo(error)):
+            # the error that ends the run counts, not one of writing it down, such as on a full disk
+            with suppress(OSError):
+                handler = logging.FileHandler(log_file, encoding="utf-8", errors="backslashreplace")
+                handler.setFormatter(log_formatter())
+                handler.handle(
+                    logger.makeRecord(
+                        logger.name, logging.ERROR, __file__, 0, "rank %d ends with an error", (rank,), sys.exc_info()
+                    )
+                )
+                handler.close()
+        raise
 
 
 def log_split(name: str, examples: int, batch_size: int, steps: int) -> None:

@@ -18,7 +18,7 @@ from modules.checkpoint import (
     save_checkpoint,
 )
 from modules.distributed import all_gather_objects, broadcast_object, broadcast_weights
-from modules.resume import FOLDER, TrainingCheckpoints
+from modules.resume import TrainingCheckpoints
 
 logger = logging.getLogger(__name__)
 
@@ -229,15 +229,4 @@ def check_flags(saved: dict, given: dict, folder: Path) -> None:
         raise ValueError(
             f"--resume auto: the run in {folder} had other settings ({changes}); give its flags (--epochs may be "
             "more), or another --output_dir"
-        )
-
-
-def check_output_dir(folder: str | Path) -> None:
-    """Raise FileExistsError if a new training would write over another run's checkpoints in the folder."""
-    folder = Path(folder)
-    found = sorted([*folder.glob("pytorch_model.bin.*"), *folder.glob(f"{FOLDER}/step-*")])
-    if found:
-        raise FileExistsError(
-            f"--output_dir {folder} holds the checkpoints of a run ({found[0].relative_to(folder)}, {len(found)} in "
-            "all): go on with it by --resume auto, choose another folder, or delete them"
         )

@@ -20,10 +20,12 @@ from tests.test_util import no_launcher as no_launcher  # a fixture
         (["--output_dir", __file__], ["--output_dir", "is a file"]),
     ],
 )
-def test_missing_files_are_named_before_anything_is_loaded(flags, words):
+def test_missing_files_are_named_before_anything_is_loaded(tmp_path, flags, words):
     with pytest.raises(OSError) as error:
-        main_task_retrieval.main(["--do_train", "--output_dir", "unused", *flags])
+        main_task_retrieval.main(["--do_train", "--output_dir", str(tmp_path / "run"), *flags])
     assert [word for word in words if word not in str(error.value)] == []
+    if "--output_dir" not in flags:
+        assert "Error: --" + words[0][2:] in (tmp_path / "run" / "log.txt").read_text()
 
 
 # ---- init_model --------------------------------------------------------------------------------------------------
