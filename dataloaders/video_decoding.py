@@ -9,15 +9,18 @@ packets do not determine the numbers of their frames.
 import math
 import os
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import av
+import numpy as np
 from av.video.reformatter import VideoReformatter
 from PIL import Image
+
+from dataloaders.frame_sampling import FrameClock, FrameTimes, frame_times
 
 # A frame of 8192 x 8192: a header with more is damaged, and would cost gigabytes of memory.
 MAX_PIXELS = 1 << 26
@@ -27,6 +30,8 @@ MAX_ASPECT = 256
 MAX_PACKET_BYTES = 1 << 27
 # H.264 and HEVC reorder at most 16 frames, so that no packet is further than this from its place among the frames.
 MAX_REORDERED = 32
+# A declared frame rate may differ by this much from that of the timestamps, which may be rounded.
+RATE_TOLERANCE = 0.01
 # Codecs in which every packet is one frame; in others, such as MPEG-4 in AVI, it may be none or two.
 ONE_FRAME_PER_PACKET = ("h264", "hevc", "vp9", "av1")
 
@@ -53,10 +58,29 @@ class DoubtfulPackets(Exception):
     """The packets do not determine the numbers of the frames; the file has to be read in order."""
 
 
+def never(second: float) -> bool:
+    """Return False: the rule of a reading that ends with the file."""
+    return False
+
+
+class LateStop:
+    """Ends a reading `MAX_REORDERED` frames after a rule is True, as later frames may be shown before earlier ones."""
+
+    def __init__(self, is_enough: Callable[[float], bool]):
+        self.is_enough = is_enough
+        self.frames_beyond = 0
+
+    def is_due(self, second: float) -> bool:
+        """Return whether to stop after a frame with this second."""
+        self.frames_beyond = self.frames_beyond + 1 if self.is_enough(second) else 0
+        return self.frames_beyond > MAX_REORDERED
+
+
 class PacketFacts(NamedTuple):
     """Attributes of a packet without its content; `pts` is its presentation time, `size` in bytes."""
 
     pts: int | None
+    duration: int | None
     is_keyframe: bool
     size: int
     is_corrupt: bool
@@ -65,10 +89,7 @@ class PacketFacts(NamedTuple):
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """Frames per second, number of frames, duration in seconds, size in pixels and codec of a video.
-
-    `frames` is counted if every packet is one frame; else it is the header's number. 0 is unknown.
-    """
+    """Frames per second, number of frames, duration in seconds, size in pixels and codec of a video; 0 is unknown."""
 
     fps: float
     frames: int
@@ -79,12 +100,29 @@ class VideoInfo:
 
 
 def probe(path) -> VideoInfo:
-    """Return the `VideoInfo` of a file without decoding it; raise VideoReadError if it cannot be opened."""
+    """Return the `VideoInfo` of a file from its packets, without decoding it.
+
+    `duration` is the time from the first frame to the end of the last one, by their timestamps. `frames` is counted if
+    every packet is one frame; otherwise it is the header's number, or that of the packets. `fps` is the declared rate,
+    or frames divided by duration if it differs by more than a hundredth.
+
+    Raises:
+        VideoReadError: the file cannot be opened.
+    """
     with VideoReader(path) as video:
+        header = video.header
         try:
-            return replace(video.header, frames=video.read_packets())
+            video.read_packets()
+            times = video.packet_times()
+            frames = times.count
         except DoubtfulPackets:
-            return video.header
+            times = video.estimate_times()
+            frames = header.frames or times.count
+        if times.end <= 0:
+            return replace(header, frames=frames)
+        rate = frames / times.end
+        is_declared = abs(header.fps / rate - 1) <= RATE_TOLERANCE if rate else True
+        return replace(header, frames=frames, duration=times.end, fps=header.fps if is_declared else rate)
 
 
 class VideoReader:
@@ -136,8 +174,10 @@ class VideoReader:
         frames = self.stream.frames if self.stream.frames > 0 else round(duration * fps)
         return VideoInfo(fps, frames, duration, width, height, self.decoder.codec.canonical_name)
 
-    def read_packets(self, end: float = math.inf) -> int:
-        """Read the packets, at least those of the first `end` frames, and return the number of their frames.
+    def read_packets(self, is_enough: Callable[[float], bool] = never) -> int:
+        """Read the packets and return the number of their frames.
+
+        `is_enough` takes the second of each frame, in the order of the file; reading ends a little after it is True.
 
         Raises:
             DoubtfulPackets: they do not determine the order of the frames.
@@ -146,7 +186,9 @@ class VideoReader:
             raise DoubtfulPackets
         self.packets: list[PacketFacts] = []
         self.held_packets: list[av.Packet] = []
-        size = shown = 0
+        size = 0
+        stop = LateStop(is_enough)
+        first = None
         try:
             for packet in self._demux_from_start():
                 if packet.dts is None and packet.size == 0:
@@ -157,13 +199,42 @@ class VideoReader:
                     self.held_packets.clear()
                 else:
                     self.held_packets.append(packet)
-                shown += not packet.is_discard
-                if shown >= end + MAX_REORDERED:
+                if packet.is_discard:
+                    continue
+                if packet.pts is None:
+                    raise DoubtfulPackets
+                first = packet.pts if first is None else first
+                if stop.is_due(float((packet.pts - first) * self.stream.time_base)):
                     break
         except av.FFmpegError as error:
             raise DoubtfulPackets from error
         self.shown = _presentation_order(self.packets, self.decoder.has_b_frames)
         return len(self.shown)
+
+    def packet_times(self) -> FrameTimes:
+        """Return when the frames are shown whose packets `read_packets` has read."""
+        tick = float(self.stream.time_base)
+        seconds = np.array([self.packets[place].pts for place in self.shown], dtype=np.float64) * tick
+        return frame_times(seconds, (self.packets[self.shown[-1]].duration or 0) * tick if self.shown else 0.0)
+
+    def estimate_times(self, is_enough: Callable[[float], bool] = never) -> FrameTimes:
+        """Return when frames are shown if every packet is one frame, which is not certain; nothing is decoded.
+
+        `is_enough` is that of `read_packets`.
+        """
+        clock, stop = FrameClock(1 / self.header.fps), LateStop(is_enough)
+        tick = float(self.stream.time_base)
+        try:
+            for packet in self._demux_from_start():
+                if packet.size == 0 or packet.is_discard:
+                    continue
+                time = packet.dts if packet.pts is None else packet.pts
+                second = clock.add(None if time is None else time * tick, (packet.duration or 0) * tick)
+                if stop.is_due(second):
+                    break
+        except av.FFmpegError:
+            return clock.times()
+        return clock.times()
 
     def _demux_from_start(self) -> Iterator[av.Packet]:
         """Return the packets from the first on; open the file again if some have been read."""
@@ -283,5 +354,9 @@ def _presentation_order(packets: list[PacketFacts], reordered: bool) -> list[int
     # A container without presentation times, such as AVI, numbers the packets in the order of the file.
     if reordered and times == sorted(times):
         raise DoubtfulPackets
-    shown = [place for place, packet in enumerate(packets) if not packet.is_discard]
-    return sorted(shown, key=times.__getitem__)
+    shown = np.array([place for place, packet in enumerate(packets) if not packet.is_discard], dtype=np.int64)
+    order = np.argsort(np.array(times, dtype=np.int64)[shown], kind="stable")
+    # A jump of the timestamps: the order of the decoder is another one.
+    if len(order) and np.abs(order - np.arange(len(order))).max() > MAX_REORDERED:
+        raise DoubtfulPackets
+    return shown[order].tolist()
