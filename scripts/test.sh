@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # All checks: ruff, then the tests in two processes. Creates its own virtual environment; arguments go to pytest
-# (-m "not slow", -k WORD, -n 0 for one process). NEWEST=1 takes the newest packages instead of constraints.txt.
+# (-m "not slow", -k WORD, -n 0 for one process, --soak for the repetitions that CI runs). NEWEST=1 takes the newest
+# packages instead of constraints.txt.
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 environment requirements-dev.txt

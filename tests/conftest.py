@@ -14,8 +14,26 @@ GOLDEN = Path(__file__).resolve().parent / "golden"
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
 
+def pytest_addoption(parser) -> None:
+    parser.addoption("--soak", action="store_true", help="repeat random cases as often as CI does")
+
+
+def pytest_terminal_summary(terminalreporter, config) -> None:
+    if not config.getoption("--soak"):
+        terminalreporter.write_line(
+            "left out: repetitions of random kills and damaged inputs (--soak adds them, as CI does)"
+        )
+
+
 def pytest_collection_modifyitems(config, items) -> None:
-    """Run the long tests first when several workers share them, so that short ones fill the gaps at the end."""
+    """Leave out the soak without --soak; run the long tests first when several workers share them.
+
+    Short tests then fill the gaps at the end.
+    """
+    if not config.getoption("--soak"):
+        left_out = [item for item in items if item.get_closest_marker("soak")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("soak")]
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: not {"slow", "faults"} & {mark.name for mark in item.iter_markers()})
 

@@ -65,7 +65,7 @@ def assert_resumes(folder: Path, output: Path, name: str, expected) -> str:
     return ranks.text()
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", [*range(4), *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(4, 12))])
 def test_a_kill_at_a_random_time(folder, tmp_path, undisturbed, seed):
     """All ranks at once, as a machine goes down, or one of them; every run is killed twice."""
     chance = random.Random(seed)

@@ -8,6 +8,7 @@ import io
 import json
 import pickle
 import socket
+import sys
 import warnings
 import zipfile
 from argparse import Namespace
@@ -41,7 +42,8 @@ from tests.helpers.reader_cases import data_set
 
 pytestmark = pytest.mark.slow
 
-INPUTS = 2000
+INPUTS = 500
+SOAK_INPUTS = 2000
 PIECES = [
     b"", b"\x00", b"\xff", b"\n", b"\r", b"\t", b",", b'"', b"\\", b"[", b"]", b"{", b"}", b":", b"null", b"true",
     b"-1", b"1e999", b"NaN", b"9" * 400, b"[" * 2000, b'{"a":' * 2000, b"\\ud800", b"../", b"/etc/passwd",
@@ -52,6 +54,12 @@ PIECES = [
     b"\x95\xff\xff\xff\xff\xff\xff\xff\x7f", b"\x8a\xff", b"ctorch\nFloatTensor\n", b"}", b"u", b"e", b"a",
 ]  # fmt: skip
 EDIT = st.tuples(st.integers(0, 1000), st.integers(0, 12), st.sampled_from(PIECES) | st.binary(max_size=8))
+
+
+@pytest.fixture(autouse=True)
+def soak_inputs(request, monkeypatch) -> None:
+    if request.config.getoption("--soak"):
+        monkeypatch.setattr(sys.modules[__name__], "INPUTS", SOAK_INPUTS)
 
 
 def edited(content: bytes, edits: list[tuple[int, int, bytes]]) -> bytes:
