@@ -18,12 +18,15 @@ from engine.record import RunRecord
 from engine.run_files import read_metrics, read_ranks
 from modules.checkpoint import model_path, optimizer_path
 from scripts.miniature.tiny_clip import tiny_clip_state_dict
+from tests.helpers.fault_worker import Ranks
 from tests.helpers.launch import REPOSITORY, launcher, run_python
 from tests.helpers.results import results_of
 from tests.helpers.tiny_run import data_flags, write_tiny_run
 from tests.test_modeling import HEADS
 
 pytestmark = pytest.mark.slow
+
+WTI = ("--sim_header", "wti", "--agg_module", "seqTransf")
 
 
 @pytest.fixture(scope="module")
@@ -97,13 +100,12 @@ def test_two_processes_and_numbers_that_depend_on_neither_processes_nor_batch(fo
     assert log_of(output).count("Epoch 2/2 Finished") == 1  # one process writes
     for processes, batch_size in evaluations:
         evaluated = tmp_path / f"eval-{processes}-{batch_size}"
-        start = launcher(launch, processes) if processes > 1 else []
-        finished = run_python(
-            *start, "main_task_retrieval.py",
-            *eval_flags(folder, evaluated, model_path(output, 1), "--sim_header", "wti", "--agg_module", "seqTransf"),
-            "--batch_size_val", batch_size,
-        )  # fmt: skip
-        assert finished.returncode == 0, finished.stderr
+        flags = [*eval_flags(folder, evaluated, model_path(output, 1), *WTI), "--batch_size_val", str(batch_size)]
+        if processes > 1:
+            finished = run_python(*launcher(launch, processes), "main_task_retrieval.py", *flags)
+            assert finished.returncode == 0, finished.stderr
+        else:
+            main_task_retrieval.main(flags)
         assert results_of(evaluated) == results
 
 
@@ -152,9 +154,6 @@ def losses_of(output: Path) -> list[float]:
     return [float(loss) for loss in re.findall(r", Loss: ([\d.]+), ", log_of(output))]
 
 
-WTI = ("--sim_header", "wti", "--agg_module", "seqTransf")
-
-
 @pytest.fixture(scope="module")
 def plain_float32(folder) -> Path:
     """The output folder of a training in float32 without gradient cache or checkpointing."""
@@ -200,11 +199,8 @@ def test_a_compiled_model_trains_alike_and_its_checkpoint_has_the_same_keys(fold
 def test_the_exact_gather_trains_as_one_process_does(folder, tmp_path, chunk):
     flags = ["--sim_header", "wti", "--gather", "exact", "--lr", "1e-4"]
     main_task_retrieval.main(train_flags(folder, tmp_path / "one", *flags))
-    finished = run_python(
-        *launcher("torchrun", 2), "main_task_retrieval.py", *train_flags(folder, tmp_path / "two", *flags),
-        "--grad_cache_chunk", chunk,
-    )  # fmt: skip
-    assert finished.returncode == 0, finished.stderr
+    ranks = Ranks(2, train_flags(folder, tmp_path / "two", *flags, "--grad_cache_chunk", chunk), tmp_path / "logs")
+    assert ranks.wait() == [0, 0], ranks.text()
     epochs = [re.findall(r"Train Loss: ([\d.]+)", log_of(tmp_path / name)) for name in ("one", "two")]
     assert [float(loss) for loss in epochs[1]] == pytest.approx([float(loss) for loss in epochs[0]], abs=2e-5)
     weights = [torch.load(model_path(tmp_path / name, 1), weights_only=True) for name in ("one", "two")]
@@ -242,11 +238,9 @@ def test_holdout_picks_the_epoch_and_the_test_split_is_seen_once(folder, tmp_pat
     """Two processes, QB-Norm; the picked checkpoint alone gives the same numbers on one process."""
     output = tmp_path / "train"
     flags = ["--sim_header", "wti", "--post_process", "qb_norm", "--qb_norm_size", "10"]
-    finished = run_python(
-        *launcher("torchrun", 2), "main_task_retrieval.py", *train_flags(folder, output, *flags), "--holdout", 6,
-        "--epochs", 3,
-    )  # fmt: skip
-    assert finished.returncode == 0, finished.stderr
+    more = ["--holdout", "6", "--epochs", "3"]
+    ranks = Ranks(2, train_flags(folder, output, *flags, *more), tmp_path / "logs")
+    assert ranks.wait() == [0, 0], ranks.text()
     content = read_metrics(output)
     assert [(entry["split"], entry["epoch"]) for entry in content["history"][:3]] == [("holdout", n) for n in range(3)]
     assert len(content["history"]) == 4
@@ -345,7 +339,7 @@ def test_quickstart(tmp_path):
     assert finished.returncode == 0, finished.stderr
     rows = [line for line in finished.stdout.splitlines() if line.startswith(("| wti", "| meanP"))]
     assert len(rows) == 2
-    assert "repeat the last epoch's numbers" in finished.stdout
+    assert "repeat the numbers of the last training epoch" in finished.stdout
 
 
 @pytest.mark.real_clips
@@ -373,7 +367,7 @@ def test_real_clips_are_learned(real_clips, tmp_path, monkeypatch):
         "--max_frames", "6", "--slice_framepos", "2", "--batch_size_val", "56", "--wti_padding", "exclude",
     ]  # fmt: skip
 
-    # in training each clip is decoded once and kept: 40 epochs of decoding would take minutes
+    # in training each clip is decoded once and kept: 30 epochs of decoding would take minutes
     read_frames, kept = RawVideoExtractor.read_frames, {}
 
     def read_once(self, path, *arguments, **keywords):
@@ -384,12 +378,12 @@ def test_real_clips_are_learned(real_clips, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(RawVideoExtractor, "read_frames", read_once)
         main_task_retrieval.main(
-            ["--do_train", "--output_dir", str(tmp_path / "train"), *flags, "--epochs", "40", "--batch_size", "56",
+            ["--do_train", "--output_dir", str(tmp_path / "train"), *flags, "--epochs", "30", "--batch_size", "56",
              "--lr", "1e-3", "--freeze_layer_num", "-1", "--num_thread_reader", "0", "--expand_msrvtt_sentences"]
         )  # fmt: skip
     finished = run_python(
         "main_task_retrieval.py", "--do_eval", "--output_dir", tmp_path / "eval", *flags,
-        "--init_model", model_path(tmp_path / "train", 39), "--num_thread_reader", 2,
+        "--init_model", model_path(tmp_path / "train", 29), "--num_thread_reader", 2,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr
     print(log_of(tmp_path / "train")[-1500:])

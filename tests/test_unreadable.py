@@ -20,6 +20,7 @@ from dataloaders.retrieval_dataset import RetrievalDataset
 from dataloaders.unreadable import TooManyUnreadableVideosError, UnreadableVideo, UnreadableVideos
 from dataloaders.video_loader import EpochSampler, VideoLoader
 from engine.run_files import read_metrics, read_ranks
+from tests.helpers.fault_worker import Ranks
 from tests.helpers.launch import launcher, run_python
 from tests.helpers.tiny_run import data_flags, write_tiny_run
 from tests.test_dataloaders import WordTokenizer
@@ -258,10 +259,9 @@ def flags(folder: Path, output: Path, *more: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_that_skips_lists_and_counts(folder, tmp_path, processes):
-    start = launcher("torchrun", processes) if processes > 1 else []
     command = flags(folder, tmp_path, "--do_train", "--bad_videos", "skip", "--post_process", "dsl")
-    finished = run_python(*start, "main_task_retrieval.py", *command)
-    assert finished.returncode == 0, finished.stderr
+    ranks = Ranks(processes if processes > 1 else 0, command, tmp_path / "logs")
+    assert ranks.wait() == [0] * processes, ranks.text()
     train, test = video_of(folder, "MSRVTT_train.csv", 3), video_of(folder, "MSRVTT_test.csv", 5)
     with (tmp_path / "bad_videos.csv").open(newline="") as file:
         rows = list(csv.reader(file))
