@@ -7,7 +7,6 @@ packets do not determine the numbers of their frames.
 """
 
 import math
-import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -21,9 +20,9 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from dataloaders.frame_sampling import FrameClock, FrameTimes, frame_times
+from dataloaders.media_files import FORMAT_REFUSED, MAX_PIXELS, find_film, open_media
+from dataloaders.video_damage import FrameLosses, VideoLength, report_damage
 
-# A frame of 8192 x 8192: a header with more is damaged, and would cost gigabytes of memory.
-MAX_PIXELS = 1 << 26
 # Longer side by shorter side: once the shorter one is resized to `size`, the longer one has up to so many times that.
 MAX_ASPECT = 256
 # Packets are kept in memory up to this size; those of a larger file are read a second time to be decoded.
@@ -34,6 +33,8 @@ MAX_REORDERED = 32
 RATE_TOLERANCE = 0.01
 # Codecs in which every packet is one frame; in others, such as MPEG-4 in AVI, it may be none or two.
 ONE_FRAME_PER_PACKET = ("h264", "hevc", "vp9", "av1")
+# A file is given up after this many errors of its container in a row, without a packet between them.
+MAX_GAPS = 10
 
 ROTATIONS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
 
@@ -126,33 +127,48 @@ def probe(path) -> VideoInfo:
 
 
 class VideoReader:
-    """An open video file, closed by `with`; raises VideoReadError if the file is not a readable video."""
+    """An open video file, closed by `with`; raises VideoReadError if the file is not a readable video.
+
+    It reads on behind damaged packets. What the last pass over the file has lost is reported to `record_damage` when it
+    is closed.
+    """
 
     def __init__(self, path):
         self.path = Path(path)
         self.reformatter = VideoReformatter()
+        self.early_end = ""  # where the video ends and where it should; known after a pass to the end of the file
         self._open()
 
     def __enter__(self) -> "VideoReader":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, error_type, *_) -> None:
         self.container.close()
+        if error_type is None and (notes := self.damage()):
+            report_damage("; ".join(notes))
+
+    def damage(self) -> list[str]:
+        """Return notes on what the last pass over the file has lost, and on a video shorter than its header says."""
+        return [*self.losses.notes(), *([self.early_end] if self.early_end else [])]
 
     def _open(self) -> None:
         self.container = _open_container(self.path)
         try:
-            if not self.container.streams.video:
-                raise VideoReadError(self.path, "there is no video stream in it")
-            self.stream = self.container.streams.video[0]
+            self.stream = find_film(self.container)
+            if self.stream is None:
+                pictures = "only attached pictures" if self.container.streams.video else "no video stream"
+                raise VideoReadError(self.path, f"there is {pictures} in it")
             self.decoder = self.stream.codec_context
             self.header = self._read_header()
-        except VideoReadError:
+        except Exception as error:
             self.container.close()
-            raise
+            if isinstance(error, VideoReadError):
+                raise
+            raise VideoReadError(self.path, f"FFmpeg cannot describe it: {_describe(error)}") from error
         # One thread: every DataLoader worker has a core of its own, and threads do not survive its fork.
         self.decoder.thread_count = 1
         self.decoder.options = {"max_pixels": str(MAX_PIXELS)}
+        self.losses = FrameLosses(self.header.codec in ONE_FRAME_PER_PACKET)
         self.is_fresh = True
 
     def _read_header(self) -> VideoInfo:
@@ -160,7 +176,9 @@ class VideoReader:
             raise VideoReadError(self.path, "FFmpeg has no decoder for its codec")
         width, height = self.decoder.width, self.decoder.height
         if width * height > MAX_PIXELS:
-            raise VideoReadError(self.path, f"the header claims {width}x{height} pixels, more than {MAX_PIXELS}")
+            raise VideoReadError(
+                self.path, f"its frames have {width}x{height} pixels; at most {MAX_PIXELS} are decoded (8K video)"
+            )
         tick = self.stream.time_base or 0
         # Without a frame rate, every tick of the container's clock counts as a frame, as in OpenCV's reader.
         fps = float(self.stream.average_rate or self.stream.guessed_rate or (1 / tick if tick else 0))
@@ -237,12 +255,36 @@ class VideoReader:
         return clock.times()
 
     def _demux_from_start(self) -> Iterator[av.Packet]:
-        """Return the packets from the first on; open the file again if some have been read."""
+        """Yield the packets of the video from the first on; open the file again if some were read before."""
         if not self.is_fresh:
             self.container.close()
             self._open()
         self.is_fresh = False
-        return self.container.demux(self.stream)
+        length = VideoLength(self)
+        for packet in self._demux(() if not self.stream.duration else (self.stream,)):
+            length.add(packet)
+            if packet.stream_index == self.stream.index:
+                yield packet
+        self.early_end = length.early_end()
+
+    def _demux(self, streams: tuple[av.stream.Stream, ...]) -> Iterator[av.Packet]:
+        """Yield the packets of these streams, or of all; damaged places are counted and passed over."""
+        gaps_in_a_row = 0
+        while gaps_in_a_row <= MAX_GAPS:
+            try:
+                for packet in self.container.demux(*streams):
+                    if packet.size == 0 and packet.dts is None:
+                        continue  # for the decoder, at the end of the file
+                    gaps_in_a_row = 0
+                    yield packet
+                return
+            except IndexError:
+                gaps_in_a_row += 1  # not of the file: PyAV fails at its end if a stream began behind the header
+            except (OSError, MemoryError) as error:
+                raise VideoReadError(self.path, _describe(error)) from error
+            except Exception:
+                gaps_in_a_row += 1
+                self.losses.gaps += 1
 
     def read_chosen(self, numbers: list[int]) -> Iterator[av.VideoFrame]:
         """Yield the frames of the given increasing numbers; call `read_packets` first.
@@ -302,17 +344,28 @@ class VideoReader:
                 self.decoder.skip_frame = "DEFAULT" if packet.pts in wanted else others
                 yield from self.decoder.decode(packet)
             yield from self.decoder.decode(None)
-        except av.FFmpegError as error:
+        except Exception as error:
             raise DoubtfulPackets from error
 
     def read_in_order(self) -> Iterator[av.VideoFrame]:
-        """Yield all frames from the first on; a damaged file ends before its first damage."""
-        packets = self._demux_from_start()
+        """Yield all frames from the first on; packets that cannot be decoded are counted and passed over."""
+        for packet in self._demux_from_start():
+            if packet.size:  # an empty one would end the stream for the decoder
+                self.losses.add_packet(packet)
+                yield from self._decode(packet)
+        yield from self._decode(None)
+
+    def _decode(self, packet: av.Packet | None) -> list[av.VideoFrame]:
         try:
-            for packet in packets:
-                yield from self.decoder.decode(packet)
-        except av.FFmpegError:
-            return
+            frames = self.decoder.decode(packet)
+        except MemoryError as error:
+            raise VideoReadError(self.path, "there is not enough memory to decode it") from error
+        except Exception:  # whatever a damaged packet makes of FFmpeg or PyAV
+            self.losses.errors += 1
+            return []
+        for frame in frames:
+            self.losses.add_frame(frame)
+        return frames
 
     def to_image(self, frame: av.VideoFrame) -> Image.Image:
         """Return the frame in RGB, upright."""
@@ -324,7 +377,7 @@ class VideoReader:
         try:
             # Bicubic, and blue first: the pixels of OpenCV's reader, which conversion to RGB misses in some formats.
             converted = self.reformatter.reformat(frame, format="bgr24", interpolation="BICUBIC", threads=1)
-        except av.FFmpegError as error:
+        except Exception as error:
             raise VideoReadError(self.path, f"{frame.format.name} pixels do not convert to RGB: {error}") from error
         plane = converted.planes[0]
         image = Image.frombuffer("RGB", (frame.width, frame.height), plane, "raw", "BGR", plane.line_size, 1)
@@ -336,12 +389,19 @@ def _open_container(path: Path) -> av.container.InputContainer:
     try:
         if path.is_dir() or path.stat().st_size == 0:
             raise VideoReadError(path, "this is a folder" if path.is_dir() else "the file is empty (0 bytes)")
-        # Absolute, so that FFmpeg does not read a colon as the end of a protocol's name.
-        return av.open(os.path.abspath(path), metadata_errors="replace")
+        return open_media(path)
+    except VideoReadError:
+        raise
+    except av.error.ArgumentError as error:
+        raise VideoReadError(path, FORMAT_REFUSED) from error
     except (av.error.InvalidDataError, av.error.EOFError) as error:
         raise VideoReadError(path, "FFmpeg finds no video in it: no video file, or one that is cut off") from error
-    except (OSError, av.FFmpegError) as error:
-        raise VideoReadError(path, error.strerror or str(error)) from error
+    except Exception as error:
+        raise VideoReadError(path, _describe(error)) from error
+
+
+def _describe(error: Exception) -> str:
+    return getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
 
 
 def _presentation_order(packets: list[PacketFacts], reordered: bool) -> list[int]:

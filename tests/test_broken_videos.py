@@ -36,13 +36,14 @@ for path in sys.argv[1:]:
 
 @pytest.mark.real_clips
 def test_broken_files_give_frames_or_an_error_in_silence(real_clips):
-    # The frames that manifest.csv counts, at whole seconds of the frame rate; OpenCV has no decoder for AV1.
+    # The frames that manifest.csv counts, at whole seconds of the frame rate; OpenCV has no decoder for AV1. The counts
+    # of the manifest end at the first damage, behind which reading goes on: of 50 and 182 frames, 1 and 12 are lost.
     readable = {
         "085_-video-with-dash-.mp4": 5,  # 5 frames at 1 per second
-        "128_corrupted.mp4": 3,  # 28 of 50 at 10
+        "128_corrupted.mp4": 5,  # 49 of 50 at 10
         "179_bad_video_sample.mp4": 1,  # 15 at 15
         "263_av1-clearkey-cbcs-video.mp4": 1,  # 24 at 24, AV1
-        "267_no_timescale.mp4": 1,  # 8 of 182 at 30
+        "267_no_timescale.mp4": 6,  # 170 of 182 at 30
     }
     paths = sorted((real_clips / "broken").iterdir())
     assert len(paths) == 27
