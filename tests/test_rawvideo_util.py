@@ -296,6 +296,7 @@ def test_a_header_without_any_frame_rate(clip, extractor, monkeypatch, time_base
     stream = SimpleNamespace(codec_context=decoder, average_rate=None, guessed_rate=None, time_base=time_base)
     container = SimpleNamespace(streams=SimpleNamespace(video=[stream]), close=lambda: None)
     monkeypatch.setattr(video_decoding, "_open_container", lambda path: container)
+    monkeypatch.setattr(video_decoding, "find_film", lambda container: stream)
     assert "frame rate of 0.0" in reason_of(extractor, Path(clip))
 
 
