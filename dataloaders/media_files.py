@@ -29,7 +29,7 @@ IMAGES = (
 # In these a file without a film is recognised, and the error says so.
 SOUND = "aac ac3 aiff amr ape au caf eac3 flac mp3 tta w64 wav wv"
 PICTURES = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
-OPENED_FORMATS = " ".join((CONTAINERS, GAME_FORMATS, RAW_STREAMS, IMAGES, SOUND)).split()
+OPENED_FORMATS = (CONTAINERS, GAME_FORMATS, RAW_STREAMS, IMAGES, SOUND)
 FORMAT_REFUSED = (
     "its format is not opened: it is a playlist, script or image sequence that refers to other files, or not a film"
 )
@@ -40,11 +40,12 @@ def open_media(path) -> av.container.InputContainer:
 
     Raises: OSError, av.FFmpegError as FFmpeg does; av.error.ArgumentError if its format is another one.
     """
+    formats = " ".join(OPENED_FORMATS).replace(" ", ",")
     return av.open(
         os.path.abspath(path),  # so that FFmpeg takes no colon for a protocol
         metadata_errors="replace",
         options={"max_pixels": str(MAX_PIXELS)},
-        container_options={"format_whitelist": ",".join(OPENED_FORMATS), "protocol_whitelist": "file"},
+        container_options={"format_whitelist": formats, "protocol_whitelist": "file"},
     )
 
 

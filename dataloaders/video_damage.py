@@ -4,9 +4,9 @@ A note is text for people. Decoding continues behind a damage, as players do, so
 notes are how its reader learns that some are lost.
 """
 
-import contextlib
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ LENGTH_TOLERANCE = 1.0
 _recorders: ContextVar[tuple[list[str], ...]] = ContextVar("recorders", default=())
 
 
-@contextlib.contextmanager
+@contextmanager
 def record_damage() -> Iterator[list[str]]:
     """Give a list that receives a note for each damaged video that this thread reads within the block.
 

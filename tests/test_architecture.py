@@ -93,7 +93,7 @@ ALLOWED_IMPORTS = {
 # what may be called while a file is imported: these build a value and touch nothing else
 PURE_CALLS = {
     "logging.getLogger", "math.log", "re.compile", "Path", "partial", "frozenset", "tuple",
-    "dataclass", "field", "contextmanager", "property", "cache", "staticmethod", "classmethod", "record",
+    "ContextVar", "dataclass", "field", "contextmanager", "property", "cache", "staticmethod", "classmethod", "record",
     "torch.no_grad", "abstractmethod",
     "Instructions",  # a dict in modules.tensor_pickle
     "Field", "Query",  # the range of a parameter in video_search.web.api
