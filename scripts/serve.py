@@ -101,6 +101,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="further folders whose videos may be shown when links in the indexed folder lead there",
     )  # fmt: skip
     parser.add_argument("--max_upload_mb", type=int, default=64, help="size limit of an example video")
+    parser.add_argument("--decoding_seconds", type=int, default=60, help="time limit for the frames of a video")
     return parser
 
 
@@ -110,6 +111,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError(f"--port {args.port} must be from 0 to 65535")
     if args.max_upload_mb < 1:
         raise ValueError(f"--max_upload_mb {args.max_upload_mb} must be at least 1")
+    if args.decoding_seconds < 1:
+        raise ValueError(f"--decoding_seconds {args.decoding_seconds} must be at least 1")
     for name in args.allowed_hosts:
         if "*" in name or "/" in name:
             raise ValueError(f"--allowed_hosts {name} must be a name or an address, such as search.example.org")
@@ -129,6 +132,7 @@ def serve(args: argparse.Namespace) -> None:
         app = web.create_app(
             search, allowed_hosts=[*hosts, socket.gethostname()] if is_open else hosts, any_address=is_open,
             media_roots=args.media_root, max_upload_bytes=args.max_upload_mb << 20,
+            decoding_seconds=args.decoding_seconds,
         )  # fmt: skip
         settings = uvicorn.Config(
             app, log_level="warning", access_log=False, server_header=False, proxy_headers=False,

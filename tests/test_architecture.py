@@ -80,6 +80,7 @@ ALLOWED_IMPORTS = {
     "video_search.stores": {"video_search.vectors"},
     "video_search.vectors": set(),
     "video_search.web": {"video_search.web", "dataloaders.rawvideo_util"},
+    "video_search.web.decoding": {"dataloaders.rawvideo_util"},  # by processes without a model
     "scripts": LIBRARIES | {"scripts", "engine", "video_search"},
     "scripts.embed": {"dataloaders", "modules.standard_streams", "modules.whole_files", "video_search"},
     "scripts.index": {"dataloaders.unreadable", "modules.standard_streams", "video_search"},

@@ -1,10 +1,10 @@
 """Videos and their frames as the application serves them: in ranges, decoded once, and those of the index only."""
 
+import asyncio
 import errno
 import io
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,13 +14,14 @@ import pytest
 from PIL import Image
 
 from tests.helpers.web_cases import FakeSearch, write_clip
-from video_search.web import clips as clips_module
 from video_search.web.clips import clip_id
 
 pytest.importorskip("fastapi")
 from fastapi.testclient import TestClient
 
+from video_search.web import frames
 from video_search.web.app import create_app
+from video_search.web.decoding import Decoders
 
 LOCAL = "http://127.0.0.1"
 
@@ -63,16 +64,21 @@ def test_frames(client, folder):
         assert near > 0.1, f"frame {number} shows no {colour}"
 
 
-def test_frames_are_decoded_once_and_asked_for_once(client, folder, monkeypatch):
-    decoded = []
-    read = clips_module.RawVideoExtractor.read_frames
+@pytest.fixture
+def decoded(monkeypatch) -> list[str]:
+    """The names of the videos in the order in which they are decoded."""
+    names, run = [], Decoders.run
 
-    def count(extractor, path, *args):
-        decoded.append(path)
-        time.sleep(0.05)
-        return read(extractor, path, *args)
+    async def note(decoders, task, path):
+        names.append(Path(path).stem)
+        await asyncio.sleep(0.05)
+        return await run(decoders, task, path)
 
-    monkeypatch.setattr(clips_module.RawVideoExtractor, "read_frames", count)
+    monkeypatch.setattr(Decoders, "run", note)
+    return names
+
+
+def test_frames_are_decoded_once_and_asked_for_once(client, folder, decoded):
     addresses = [f"/frame/{clip_id('a.mp4')}/{number}.jpg" for number in range(3)]
     with ThreadPoolExecutor(3) as threads:
         responses = list(threads.map(client.get, addresses))
@@ -85,26 +91,33 @@ def test_frames_are_decoded_once_and_asked_for_once(client, folder, monkeypatch)
     assert len(decoded) == 2
 
 
-@pytest.mark.parametrize(("room", "decoded"), [(2.5, "ab"), (1.5, "abab"), (0.5, "aaabbbaaabbb")])
-def test_the_cache_is_bounded_by_the_size_of_its_frames(folder, tmp_path, monkeypatch, room, decoded):
+def test_a_file_without_frames_is_decoded_once_for_a_while(folder, tmp_path, decoded):
+    (tmp_path / "text.mp4").write_bytes(b"no video" * 100)
+    with TestClient(create_app(FakeSearch(tmp_path)), base_url=LOCAL) as client:
+        for number in range(3):
+            response = client.get(f"/frame/{clip_id('text.mp4')}/{number}.jpg")
+            assert response.status_code == 404
+            assert response.json()["detail"].startswith("No frames can be read: ")
+            assert str(tmp_path) not in response.text
+        assert decoded == ["text"]
+        (tmp_path / "text.mp4").write_bytes((folder / "a.mp4").read_bytes())
+        assert client.get(f"/frame/{clip_id('text.mp4')}/0.jpg").status_code == 200
+
+
+@pytest.mark.parametrize(("room", "expected"), [(2.5, "ab"), (1.5, "abab"), (0.5, "aaabbbaaabbb")])
+def test_the_cache_is_bounded_by_the_size_of_its_frames(folder, tmp_path, monkeypatch, decoded, room, expected):
     """With room for both videos, for the last one alone, and for less than one, whose frames are never kept."""
     for name in ("a.mp4", "b.mp4"):
         (tmp_path / name).write_bytes((folder / "a.mp4").read_bytes())
-    read, names = clips_module.RawVideoExtractor.read_frames, []
-
-    def note(extractor, path, *args):
-        names.append(path.stem)
-        return read(extractor, path, *args)
-
     addresses = {name: [f"/frame/{clip_id(f'{name}.mp4')}/{number}.jpg" for number in range(3)] for name in "ab"}
     with TestClient(create_app(FakeSearch(folder)), base_url=LOCAL) as client:
         pictures = [client.get(address).content for address in addresses["a"]]
-    monkeypatch.setattr(clips_module, "CACHE_BYTES", int(room * sum(map(len, pictures))))
-    monkeypatch.setattr(clips_module.RawVideoExtractor, "read_frames", note)
+    decoded.clear()
+    monkeypatch.setattr(frames, "CACHE_BYTES", int(room * sum(map(len, pictures))))
     with TestClient(create_app(FakeSearch(tmp_path)), base_url=LOCAL) as client:
         for name in "abab":
             assert [client.get(address).content for address in addresses[name]] == pictures
-    assert "".join(names) == decoded
+    assert "".join(decoded) == expected
 
 
 @pytest.mark.parametrize("number", ["3", "-1", "x", "1.5", "99999999999999999999"])

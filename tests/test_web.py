@@ -1,5 +1,6 @@
 """The application without a browser: answers, refusals, and temporary files."""
 
+import errno
 import io
 import json
 import os
@@ -9,11 +10,12 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.web_cases import FakeSearch, write_clip
+from tests.helpers.web_cases import FakeSearch, decode_after, write_clip
 from video_search.web.clips import clip_id
 
 pytest.importorskip("fastapi")
@@ -97,8 +99,7 @@ def test_example(client, search, tmp_path, temporary_folder):
     assert len(content) < io.DEFAULT_BUFFER_SIZE  # of which nothing is in a file before it is flushed
     answer = post_example(client, content).json()
     assert (answer["is_video"], answer["hits"][0]["name"], answer["hits"][0]["words"]) == (True, "a.mp4", [])
-    ((path, top),) = search.asked
-    assert (Path(path).parent, top) == (temporary_folder, 10)
+    assert search.asked == [((1, 3, 32, 32), [0.0], 10)]
     assert list(temporary_folder.iterdir()) == []
 
 
@@ -224,7 +225,7 @@ def test_there_is_nothing_else(client, address):
 
 def test_upload_that_is_too_large(client, search, temporary_folder):
     response = post_example(client, b"x" * ((1 << 20) + 1))
-    detail = "The video is too large: at most 1 MB are accepted."
+    detail = "The video is too large: at most 1 MB are accepted (--max_upload_mb of scripts.serve)."
     assert (response.status_code, response.json()["detail"]) == (413, detail)
     assert search.asked == []
 
@@ -315,22 +316,30 @@ def test_one_search_at_a_time_and_a_clear_answer_when_busy(client, search, monke
     assert post_text(client).status_code == 200
 
 
-def test_few_uploads_at_once(client, search, monkeypatch, temporary_folder):
-    gate = threading.Event()
-
-    def slow(path, top):
-        gate.wait(10)
-        return search.results([], top, is_video=True)
-
-    monkeypatch.setattr(search, "video", slow)
+def test_few_uploads_at_once(client, search, tmp_path, monkeypatch, temporary_folder):
+    slow = partial(decode_after, gate=tmp_path / "gate")
+    monkeypatch.setattr(search.encoder, "video_reader", lambda: slow)
     with ThreadPoolExecutor(10) as threads:
         waiting = [threads.submit(post_example, client, b"video") for _ in range(10)]
         wait_until(lambda: sum(one.done() for one in waiting) == 10 - limits.MAX_UPLOADS)
         assert len(list(temporary_folder.iterdir())) == limits.MAX_UPLOADS
-        gate.set()
+        assert post_text(client).status_code == 200  # searches go on meanwhile
+        (tmp_path / "gate").touch()
         statuses = sorted(one.result().status_code for one in waiting)
     assert statuses == [200] * limits.MAX_UPLOADS + [503] * (10 - limits.MAX_UPLOADS)
     assert list(temporary_folder.iterdir()) == []
+
+
+def test_a_temporary_folder_that_is_full(client, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", lambda prefix: FullFile())
+    response = post_example(client, b"video")
+    assert response.status_code == 507
+    assert response.json()["detail"] == "The server cannot keep the video: No space left on device."
+
+
+class FullFile(io.BytesIO):
+    def write(self, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 # ---- A real server ----
@@ -359,6 +368,32 @@ def test_a_client_that_leaves_while_it_sends(server, temporary_folder, caplog):
         wait_until(lambda: list(temporary_folder.iterdir()))
     wait_until(lambda: not list(temporary_folder.iterdir()))
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_a_client_that_leaves_while_its_video_is_decoded(
+    server, search, tmp_path, temporary_folder, monkeypatch, caplog
+):
+    slow = partial(decode_after, gate=tmp_path / "gate", started=tmp_path / "started")
+    monkeypatch.setattr(search.encoder, "video_reader", lambda: slow)
+    with socket.create_connection(("127.0.0.1", server)) as client:
+        client.sendall(
+            b"POST /api/example HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/octet-stream\r\n"
+            b"Content-Length: 5\r\n\r\nvideo"
+        )
+        wait_until((tmp_path / "started").exists)
+        process = int((tmp_path / "started").read_text())
+        assert is_running(process)
+    wait_until(lambda: not is_running(process))
+    wait_until(lambda: not list(temporary_folder.iterdir()))
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def wait_until(is_so) -> None:

@@ -6,7 +6,8 @@ Sampling, padding and weights are those of an evaluation.
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -95,9 +96,18 @@ class Encoder:
 
         Raises: VideoReadError if it cannot be read.
         """
-        frames, seconds = self.extractor.read_frames_with_times(
-            path, self.config.max_frames, self.settings["slice_framepos"]
+        return self.frames_query(*self.video_reader()(path))
+
+    def video_reader(self) -> Callable[[str | os.PathLike], tuple[np.ndarray, np.ndarray]]:
+        """Return the function that reads a video for `frames_query`; picklable, so that another process can decode."""
+        return partial(
+            self.extractor.read_frames_with_times,
+            max_frames=self.config.max_frames,
+            slice_framepos=self.settings["slice_framepos"],
         )
+
+    def frames_query(self, frames: np.ndarray, seconds: np.ndarray) -> Query:
+        """Encode an example video as a query, from its frames (L,3,S,S) uint8 and their seconds (L,)."""
         return example_query(self._encode_videos([frames], [seconds]))
 
     def videos(

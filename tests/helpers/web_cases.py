@@ -1,7 +1,10 @@
 """Videos that browsers play, and a fake search over them that counts the letters of the query."""
 
+import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,6 +36,17 @@ def write_clip(path: Path, seed: int, seconds: int = 3, codec: str = "libx264", 
     return path
 
 
+def decode_after(path: str, gate: Path, started: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Note the id of this process in the file `started`, wait for the file `gate`, and return two frames."""
+    if started is not None:
+        partial_file = started.with_suffix(".part")
+        partial_file.write_text(str(os.getpid()))
+        partial_file.rename(started)
+    while not gate.exists():
+        time.sleep(0.01)
+    return np.zeros((2, 3, 32, 32), np.uint8), np.array([0.0, 1.0])
+
+
 @dataclass
 class FakeStore:
     """A store that lists the files of a folder."""
@@ -54,14 +68,15 @@ class FakeSearch:
         self.store = FakeStore(folder)
         self.listed = [path for path, state in self.store.files().items() if not state.reason]
         self.asked: list = []
+        reader = partial(RawVideoExtractor(size=32).read_frames_with_times, max_frames=4)
+        self.encoder = SimpleNamespace(video_reader=lambda: reader)
 
     def text(self, text: str, top: int):
         self.asked.append((text, top))
         return self.results(text.split(), top)
 
-    def video(self, path: str, top: int):
-        RawVideoExtractor().read_frames(path, 4)  # raises VideoReadError for what is no video
-        self.asked.append((path, top))
+    def frames(self, frames, seconds, asked: str, top: int):
+        self.asked.append((frames.shape, list(seconds), top))
         return self.results([], top, is_video=True)
 
     def similar(self, path: str, top: int):

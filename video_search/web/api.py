@@ -2,8 +2,9 @@
 
 import asyncio
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from dataloaders.rawvideo_util import VideoReadError
 from video_search.web.clips import Clips, display_path
+from video_search.web.decoding import Decoders
 from video_search.web.limits import (
     MAX_CHARACTERS,
     MAX_QUERY_BYTES,
@@ -22,9 +24,11 @@ from video_search.web.limits import (
     RequestLimit,
     limited_body,
     require_type,
+    while_connected,
 )
 from video_search.web.sites import refuse_other_sites
 
+EXAMPLE = "the example video"
 Top = Annotated[int, Query(ge=1, le=MAX_TOP)]
 
 
@@ -74,9 +78,12 @@ def as_json(results: Any, clips: Clips) -> dict:
 
 
 class Searcher:
-    """Run searches one after the other in a thread of their own, because the model serves one thread at a time."""
+    """Run searches one after the other in a thread of their own, because the model serves one thread at a time.
 
-    def __init__(self, search: Any, clips: Clips, max_upload_bytes: int):
+    Example videos are decoded in other processes, so that searches go on meanwhile.
+    """
+
+    def __init__(self, search: Any, clips: Clips, max_upload_bytes: int, decoding_seconds: float):
         self.search = search
         self.clips = clips
         self.max_upload_bytes = max_upload_bytes
@@ -86,18 +93,17 @@ class Searcher:
         self.uploads = RequestLimit(
             MAX_UPLOADS, "The server is busy: too many videos are being sent. Try again in a moment."
         )
+        self._decoders = Decoders(MAX_UPLOADS, decoding_seconds)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="search")
 
-    async def run(self, find: Callable[[], Any]) -> dict:
-        """Return the results of `find` for the page.
+    async def run(self, request: Request, find: Callable[[], Any]) -> dict:
+        """Return the results of `find` for the page; a search that still waits when the client leaves is dropped.
 
         Raises: 503 if too many searches wait or the index cannot be read; 422 for a query that cannot be searched for.
         """
         with self.waiting.enter():
             try:
-                results = await asyncio.get_running_loop().run_in_executor(self._thread, find)
-            except VideoReadError as error:
-                raise HTTPException(422, f"This file cannot be read as a video: {error.reason}.") from error
+                results = await while_connected(request, self._find(find))
             except ValueError as error:
                 raise HTTPException(422, str(error)) from error
             except OSError as error:
@@ -105,16 +111,38 @@ class Searcher:
         return as_json(results, self.clips)
 
     async def by_example(self, request: Request, top: int) -> dict:
-        """Search with the video that is the body of the request."""
-        refusal = f"The video is too large: at most {self.max_upload_bytes / (1 << 20):g} MB are accepted."
-        with self.uploads.enter(), tempfile.NamedTemporaryFile(prefix="video_search_") as file:
+        """Search with the video that is the body of the request; stop at any point when the client leaves.
+
+        Raises: 422 for a file that is not a readable video; 507 if it cannot be kept; errors as in `run`.
+        """
+        limit = f"{self.max_upload_bytes / (1 << 20):g} MB"
+        refusal = f"The video is too large: at most {limit} are accepted (--max_upload_mb of scripts.serve)."
+        with self.uploads.enter(), disk_errors(), tempfile.NamedTemporaryFile(prefix="video_search_") as file:
             async for part in limited_body(request, self.max_upload_bytes, refusal):
                 await asyncio.to_thread(file.write, part)
-            file.flush()
-            return await self.run(partial(self.search.video, file.name, top=top))
+            await asyncio.to_thread(file.flush)
+            reading = self._decoders.run(self.search.encoder.video_reader(), file.name)
+            try:
+                frames, seconds = await while_connected(request, reading)
+            except VideoReadError as error:
+                raise HTTPException(422, f"This file cannot be read as a video: {error.reason}.") from error
+        return await self.run(request, partial(self.search.frames, frames, seconds, EXAMPLE, top=top))
 
-    def close(self) -> None:
+    async def _find(self, find: Callable[[], Any]) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, find)
+
+    async def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
+        await self._decoders.close()
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """Raise 507 for an error of the temporary folder, such as that its disk is full."""
+    try:
+        yield
+    except OSError as error:
+        raise HTTPException(507, f"The server cannot keep the video: {error.strerror or error}.") from error
 
 
 def about(search: Any, clips: Clips, max_upload_bytes: int) -> dict:
@@ -141,8 +169,8 @@ def api_routes(searcher: Searcher) -> APIRouter:
         return about(search, clips, searcher.max_upload_bytes)
 
     @router.post("/search")
-    async def search_text(query: Annotated[TextSearch, Depends(read_text_search)]) -> dict:
-        return await searcher.run(partial(search.text, query.text, top=query.top))
+    async def search_text(request: Request, query: Annotated[TextSearch, Depends(read_text_search)]) -> dict:
+        return await searcher.run(request, partial(search.text, query.text, top=query.top))
 
     @router.post("/example")
     async def search_example(request: Request, top: Top = 10) -> dict:
@@ -150,7 +178,7 @@ def api_routes(searcher: Searcher) -> APIRouter:
         return await searcher.by_example(request, top)
 
     @router.get("/similar")
-    async def search_similar(video: str, top: Top = 10) -> dict:
-        return await searcher.run(partial(search.similar, clips.path(video), top=top))
+    async def search_similar(request: Request, video: str, top: Top = 10) -> dict:
+        return await searcher.run(request, partial(search.similar, clips.path(video), top=top))
 
     return router

@@ -12,7 +12,6 @@ An ID is `clips.clip_id` of a video that the index lists. Errors are {"detail": 
 """
 
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from os import PathLike
 from typing import Any
@@ -24,7 +23,9 @@ from starlette.requests import ClientDisconnect
 
 from video_search.web.api import Searcher, api_routes, reasons
 from video_search.web.clips import Clips, ClipUnavailable
-from video_search.web.limits import DECODING_THREADS
+from video_search.web.decoding import Decoders
+from video_search.web.frames import Frames
+from video_search.web.limits import MAX_DECODING, QuietEnd
 from video_search.web.media import media_routes
 from video_search.web.sites import LOCAL_HOSTS, HostCheck, SafeHeaders
 
@@ -36,6 +37,7 @@ def create_app(
     any_address: bool = False,
     media_roots: Sequence[str | PathLike] = (),
     max_upload_bytes: int = 64 << 20,
+    decoding_seconds: float = 60,
 ) -> FastAPI:
     """Return the application that searches with `search`, a `video_search.search.VideoSearch`.
 
@@ -44,16 +46,17 @@ def create_app(
         any_address: whether IP addresses are accepted besides.
         media_roots: folders whose files may be shown when links of the index's folder lead there.
         max_upload_bytes: size limit of an example video.
+        decoding_seconds: time limit for the frames of a video.
     """
     clips = Clips(search.store, media_roots)
-    searcher = Searcher(search, clips, max_upload_bytes)
-    decoding = ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="frames")
+    searcher = Searcher(search, clips, max_upload_bytes, decoding_seconds)
+    decoders = Decoders(MAX_DECODING, decoding_seconds)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        searcher.close()
-        decoding.shutdown(wait=False, cancel_futures=True)
+        await searcher.close()
+        await decoders.close()
 
     # Without a description of the interface, its pages, which load scripts from the internet, do not exist either.
     app = FastAPI(title="Video search", openapi_url=None, lifespan=lifespan)
@@ -61,8 +64,9 @@ def create_app(
     app.add_exception_handler(RequestValidationError, answer_bad_parameters)
     app.add_exception_handler(ClientDisconnect, answer_disconnected_client)
     app.include_router(api_routes(searcher))
-    app.include_router(media_routes(clips, decoding))
+    app.include_router(media_routes(clips, Frames(clips, decoders, search.store.settings)))
     app.add_middleware(HostCheck, allowed_hosts=allowed_hosts, any_address=any_address)
+    app.add_middleware(QuietEnd)
     app.add_middleware(SafeHeaders)
     return app
 

@@ -1,4 +1,4 @@
-"""The videos of an index as the page shows them: their ids, their files, and their sampled frames as JPEG."""
+"""The videos of an index as the page shows them: their ids and their files."""
 
 import errno
 import hashlib
@@ -6,16 +6,7 @@ import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from threading import Condition
 from typing import Any, BinaryIO
-
-from cachetools import LRUCache, cached
-
-from dataloaders.rawvideo_util import RawVideoExtractor, VideoReadError, encode_jpeg
-
-FRAME_SIZE = 224  # pixels per side; the page shows them smaller, for screens with several pixels per CSS pixel
-JPEG_QUALITY = 80
-CACHE_BYTES = 64 << 20  # about ten thousand frames
 
 
 class ClipUnavailable(LookupError):
@@ -41,13 +32,7 @@ class Clips:
         """`media_roots` are further folders whose files may be shown when links of the index's folder lead there."""
         self.folder = Path(store.folder)
         self.media_roots = [os.path.realpath(root) for root in media_roots]
-        settings = store.settings
-        self._extractor = RawVideoExtractor(settings["feature_framerate"], FRAME_SIZE)
-        self._sampling = (settings["max_frames"], settings["slice_framepos"])
         self._paths = {clip_id(path): path for path, state in store.files().items() if not state.reason}
-        # The page requests all frames of a video at once: with a condition, the first request alone decodes it.
-        cache = LRUCache(CACHE_BYTES, getsizeof=lambda frames: sum(map(len, frames)))
-        self._frames = cached(cache, condition=Condition())(self._read_frames)
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -92,24 +77,11 @@ class Clips:
             raise ClipUnavailable(f"{shown} is empty or not a file any more.", 409)
         return opened
 
-    def frame(self, name: str, number: int) -> tuple[bytes, str]:
-        """Return the sampled frame with this number, from 0, as JPEG, and its ETag; raise ClipUnavailable."""
+    def file_state(self, name: str) -> tuple[str, int, int]:
+        """Return path, size in bytes and modification time in ns of the video's file; errors as in `open`."""
         with self.open(name) as file:
             state = os.fstat(file.fileno())
-        frames = self._frames(Path(file.name), state.st_size, state.st_mtime_ns)
-        if number >= len(frames):
-            raise ClipUnavailable(
-                f"{display_path(self.path(name))} has {len(frames)} sampled frames, counted from 0; not {number}."
-            )
-        return frames[number], f'"{state.st_mtime_ns:x}-{state.st_size:x}-{number}"'
-
-    def _read_frames(self, file: Path, size: int, mtime_ns: int) -> list[bytes]:
-        """Return the sampled frames of a file as JPEG; size and time are part of the cache's key."""
-        try:
-            frames = self._extractor.read_frames(file, *self._sampling)
-        except VideoReadError as error:
-            raise ClipUnavailable(f"No frames can be read: {error.reason}.") from error
-        return [encode_jpeg(frame, quality=JPEG_QUALITY) for frame in frames]
+        return file.name, state.st_size, state.st_mtime_ns
 
 
 def open_without_waiting(path: str, flags: int) -> int:

@@ -1,16 +1,20 @@
 """Limits of the search page's server: the size of a request, and how many it answers at once."""
 
-from collections.abc import AsyncIterator, Iterator
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from fastapi import HTTPException, Request
+from fastapi.responses import JSONResponse
+from starlette.requests import ClientDisconnect
 
 MAX_CHARACTERS = 2000
 MAX_TOP = 100
 MAX_QUERY_BYTES = 64 << 10  # JSON may write each character as an escape of 12 bytes
 MAX_WAITING = 64  # searches, the running one included
 MAX_UPLOADS = 4  # each fills the temporary folder with a whole video
-DECODING_THREADS = 4
+MAX_DECODING = 4  # processes for the frames of results; each upload has another one
 
 # A browser revalidates its copy each time, because files and indexes change behind the same address.
 REVALIDATE = {"Cache-Control": "private, no-cache"}
@@ -32,6 +36,49 @@ class RequestLimit:
             yield
         finally:
             self.taken -= 1
+
+
+async def while_connected(request: Request, work: Coroutine) -> Any:
+    """Return the result of `work`; cancel it and raise ClientDisconnect when the client leaves. The body is read."""
+    task, leaving = asyncio.create_task(work), asyncio.create_task(disconnection(request))
+    try:
+        await asyncio.wait((task, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        task.cancel()
+        leaving.cancel()
+        await asyncio.gather(task, leaving, return_exceptions=True)
+
+
+async def disconnection(request: Request) -> None:
+    """Wait until the client leaves."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+class QuietEnd:
+    """ASGI middleware that answers the requests which the end of the server cancels."""
+
+    def __init__(self, app: Callable):
+        self.app = app
+
+    async def __call__(self, scope, receive, send) -> None:
+        is_started = False
+
+        async def send_noted(message) -> None:
+            nonlocal is_started
+            is_started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_noted)
+        except asyncio.CancelledError:
+            if scope["type"] != "http":
+                raise
+            if not is_started:
+                await JSONResponse({"detail": "The server is ending."}, 503)(scope, receive, send)
 
 
 def require_type(request: Request, media_type: str) -> None:

@@ -1,9 +1,7 @@
 """The addresses of the page's own files, of the videos, and of their frames."""
 
-import asyncio
 import mimetypes
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
@@ -13,7 +11,8 @@ from fastapi.responses import FileResponse, JSONResponse
 from starlette.datastructures import Headers
 
 from video_search.web.clips import Clips
-from video_search.web.limits import REVALIDATE
+from video_search.web.frames import Frames
+from video_search.web.limits import REVALIDATE, while_connected
 from video_search.web.sites import refuse_other_sites
 
 PAGE_FOLDER = Path(__file__).parent / "page"
@@ -66,8 +65,8 @@ class VideoResponse(FileResponse):
             await super().__call__(scope, receive, send_declared)
 
 
-def media_routes(clips: Clips, decoding: ThreadPoolExecutor) -> APIRouter:
-    """Return the routes; frames are decoded in the threads of `decoding`."""
+def media_routes(clips: Clips, frames: Frames) -> APIRouter:
+    """Return the routes."""
     router = APIRouter()
 
     def read_page(request: Request) -> FileResponse:
@@ -86,7 +85,7 @@ def media_routes(clips: Clips, decoding: ThreadPoolExecutor) -> APIRouter:
 
     @router.api_route("/frame/{name}/{number}.jpg", methods=READ_METHODS, dependencies=[Depends(refuse_other_sites)])
     async def read_frame(name: str, number: Annotated[int, PathParameter(ge=0)], request: Request) -> Response:
-        frame, etag = await asyncio.get_running_loop().run_in_executor(decoding, clips.frame, name, number)
+        frame, etag = await while_connected(request, frames.frame(name, number))
         headers = {**REVALIDATE, "ETag": etag}
         if request.headers.get("if-none-match") == etag:
             return Response(status_code=304, headers=headers)
