@@ -42,6 +42,17 @@ def print_unreadable_files(files: list[UnreadableFile]) -> None:
         print(f"... and {len(files) - UNREADABLE_FILES_SHOWN} more unreadable files")
 
 
+def print_checks(summary: Summary) -> None:
+    """Print which vectors of the index were damaged, and whether it had checksums."""
+    if summary.damaged:
+        names = ", ".join(map(repr, summary.damaged[:UNREADABLE_FILES_SHOWN]))
+        print(
+            f"damaged vectors of {len(summary.damaged)} videos were dropped, and readable files encoded again: {names}"
+        )
+    if summary.unchecked:
+        print(f"checksums added to {summary.unchecked} videos, whose vectors were taken as they were")
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", metavar="FOLDER", help="folder of videos, subfolders included")
@@ -65,6 +76,7 @@ def index(args: argparse.Namespace) -> None:
         store.compact()
         if store.directory is not None:
             write_reasons(store.directory / UNREADABLE_FILE, [(one.path, one.reason) for one in summary.unreadable])
+        print_checks(summary)
         print_unreadable_files(summary.unreadable)
         print(describe(summary, store))
     finally:

@@ -77,6 +77,8 @@ ALLOWED_IMPORTS = {
     "modules.whole_files": set(),
     "video_search": {"video_search", "modules", "dataloaders", "engine.flags"},  # whose flags are defined there alone
     "video_search.reading": {"dataloaders.rawvideo_util", "dataloaders.worker_pool"},  # by processes without a model
+    "video_search.index_files": {"modules.whole_files", "video_search.stores"},
+    "video_search.stored_rows": {"video_search.index_files"},
     "video_search.stores": {"video_search.vectors"},
     "video_search.vectors": set(),
     "video_search.web": {"video_search.web", "dataloaders.rawvideo_util"},
@@ -98,6 +100,7 @@ PURE_CALLS = {
     "torch.no_grad", "abstractmethod",
     "Instructions",  # a dict in modules.tensor_pickle
     "Field", "Query",  # the range of a parameter in video_search.web.api
+    "runtime_checkable",
     "PooledHead", "CrossHead", "TokenHead",  # rows of modules.heads
     "Flag", "sorted", "', '.join", "FLAG_GROUPS.values", "FLAGS.items",  # the table of flags in engine.flags
     "polygon", "star_polygon", "cross_polygon", "_loaders",

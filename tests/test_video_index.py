@@ -145,8 +145,8 @@ def test_any_history_leaves_what_is_in_the_folder(tmp_path, encoder, monkeypatch
 def test_dead_rows_are_left_out_and_then_dropped(tmp_path, videos, encoder):
     index = tmp_path / "index"
     run_update(index, videos, encoder)
-    reader = IndexReader.open(index)
-    before = reader.vectors.frames.tobytes()
+    reader, unread = IndexReader.open(index), IndexReader.open(index)
+    before = reader.vectors.frames[:].tobytes()
     (videos / "a.mp4").write_text("another content")
     (videos / "b.mp4").unlink()
     store = IndexWriter.open(index)
@@ -159,17 +159,27 @@ def test_dead_rows_are_left_out_and_then_dropped(tmp_path, videos, encoder):
     assert json.loads((index / "index.json").read_text())["rows"] == 6
     assert not (index / "frames-0.f32").exists()
     check_index(index, videos)
-    assert reader.vectors.frames.tobytes() == before  # in a reader that had it open
+    for opened in (reader, unread):  # whether or not they had read their vectors
+        assert opened.vectors.frames[:].tobytes() == before
     assert counts(run_update(index, videos, encoder)) == (0, 0, 0, 6, 0)
     assert (index / "frames-1.f32").exists()
 
 
-def test_without_dead_rows_nothing_is_read_into_memory(tmp_path, videos, encoder):
-    run_update(tmp_path / "index", videos, encoder)
-    vectors = IndexReader.open(tmp_path / "index").vectors
-    for array in (vectors.frames, vectors.pooled, vectors.weights, vectors.seconds):
-        assert isinstance(array, np.memmap)
+def test_vectors_are_read_when_they_are_needed(made, monkeypatch):
+    reads = []
+    preadv = os.preadv
+    monkeypatch.setattr(
+        os, "preadv", lambda file, buffers, offset: reads.append(offset) or preadv(file, buffers, offset)
+    )
+    store = IndexReader.open(made)
+    assert len(reads) == 1  # weights and seconds
+    found = store.example("c.mp4")
+    assert len(reads) == 3  # of one video
+    for array in (store.vectors.frames[:], store.vectors.pooled[:]):
         assert not array.flags.writeable
+    total = len(reads)
+    np.testing.assert_array_equal(store.example("c.mp4").frames, found.frames)
+    assert len(reads) == total  # they stay in memory
 
 
 def test_names_of_all_kinds_and_links(tmp_path, encoder):
@@ -244,11 +254,19 @@ def test_a_folder_without_videos_forgets_none(made, videos, encoder):
 def test_an_index_cut_short(made, videos, encoder, name):
     length = (made / name).stat().st_size
     os.truncate(made / name, length - 1)
-    check_refused(made, f"cut short: {name} has {length - 1} bytes, {length} are expected", videos, encoder)
-    with pytest.raises(ValueError, match=f"cut short: {name}"):
+    message = f"cut short: {name} has {length - 1} bytes, {length} are expected.*scripts.index {videos} --index {made}"
+    with pytest.raises(ValueError, match=message):
         IndexReader.open(made)
+    encoder.calls_since()
+    assert counts(run_update(made, videos, encoder)) == (0, 1, 0, 6, 0)
+    assert encoder.calls_since() == ["f.mp4"]  # the last one, after deep/er/g.MKV
+    check_index(made, videos)
+    name = name.replace("-0", "-1")
     (made / name).unlink()
-    check_refused(made, f"cut short: {name} has 0 bytes", videos, encoder)
+    with pytest.raises(ValueError, match=f"cut short: {name} has 0 bytes"):
+        IndexReader.open(made)
+    assert counts(run_update(made, videos, encoder)) == (0, 7, 0, 0, 0)
+    check_index(made, videos)
 
 
 def damaged(content: str, kind: str) -> str:

@@ -18,7 +18,7 @@ from tests.helpers.search_cases import (
 from tests.helpers.search_cases import encoder as encoder  # a fixture
 from tests.helpers.search_cases import made as made  # a fixture
 from tests.helpers.search_cases import videos as videos  # a fixture
-from video_search import index_reader, indexing
+from video_search import index_files, index_reader, indexing
 from video_search.index_reader import IndexReader
 
 FORK = multiprocessing.get_context("fork")
@@ -121,12 +121,12 @@ def test_killed_between_two_generations(made, videos, encoder):
 
 def test_a_generation_that_ends_while_it_is_opened(made, videos, encoder, monkeypatch):
     """The reader knows the table of a generation whose arrays an update has just removed."""
-    before = index_reader.read_contents(made)
+    before = index_files.read_contents(made)
     for name in "abcd":
         (videos / f"{name}.mp4").unlink()
     run_update(made, videos, encoder)
     answers = [before]
-    read = index_reader.read_contents
+    read = index_files.read_contents
     monkeypatch.setattr(index_reader, "read_contents", lambda index: answers.pop() if answers else read(index))
     assert set(IndexReader.open(made).paths) == {"e.mp4", "f.mp4", "deep/er/g.MKV"}
 

@@ -78,7 +78,7 @@ class Encoder:
     def text(self, text: str) -> Query:
         """Encode a text as a query.
 
-        Raises: ValueError if the text is blank, too long, or not UTF-8.
+        Raises: ValueError if the text is blank, too long, or not UTF-8, or if its vectors are not finite.
         """
         return self.texts([text])[0]
 
@@ -89,12 +89,14 @@ class Encoder:
         queries = []
         for first in range(0, len(texts), TEXTS_AT_ONCE):
             queries += self._encode_texts(texts[first : first + TEXTS_AT_ONCE])
+        for text, query in zip(texts, queries, strict=True):
+            query.check_finite(text)
         return queries
 
     def video_query(self, path: str | os.PathLike) -> Query:
         """Encode an example video as a query.
 
-        Raises: VideoReadError if it cannot be read.
+        Raises: VideoReadError if it cannot be read; ValueError if its vectors are not finite.
         """
         return self.frames_query(*self.video_reader()(path))
 
@@ -107,8 +109,13 @@ class Encoder:
         )
 
     def frames_query(self, frames: np.ndarray, seconds: np.ndarray) -> Query:
-        """Encode an example video as a query, from its frames (L,3,S,S) uint8 and their seconds (L,)."""
-        return example_query(self._encode_videos([frames], [seconds]))
+        """Encode an example video as a query, from its frames (L,3,S,S) uint8 and their seconds (L,).
+
+        Raises: ValueError if its vectors are not finite.
+        """
+        video = self._encode_videos([frames], [seconds])
+        video.check_finite("the example video")
+        return example_query(video)
 
     def videos(
         self, paths: Sequence[str | os.PathLike], processes: int | None = None, progress: bool = False
@@ -117,6 +124,8 @@ class Encoder:
 
         `processes` decode in parallel with the encoding, by default one per core; 0 decodes in this process. A decoder
         that crashes costs its video only, except with 0. `progress` shows a bar.
+
+        Raises: ValueError, with the path, if the vectors of a video are not finite.
         """
         batch: list[tuple] = []
         batch_size = max(1, FRAMES_AT_ONCE // self.config.max_frames)
@@ -145,7 +154,9 @@ class Encoder:
         paths, frames, seconds = zip(*batch, strict=True)
         vectors = self._encode_videos(frames, seconds)
         for place, path in enumerate(paths):
-            yield path, vectors.take(np.array([place]))
+            video = vectors.take(np.array([place]))
+            video.check_finite(os.fspath(path))
+            yield path, video
 
     @torch.no_grad()
     def _encode_videos(self, frames: Sequence[np.ndarray], seconds: Sequence[np.ndarray]) -> VideoVectors:

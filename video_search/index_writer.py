@@ -1,32 +1,31 @@
 """`IndexWriter`: the `WritableStore` that keeps an index in a folder, for one process at a time.
 
-video_search/index_reader.py describes the files. Whatever an interrupted update left after the valid part of an array
+video_search/index_files.py describes the files. Whatever an interrupted update left after the valid part of an array
 is cut off by the next update.
 """
 
 import fcntl
-import json
 import os
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from modules.whole_files import explain_write_errors, write_text
-from video_search.index_reader import (
+from modules.whole_files import explain_write_errors
+from video_search.index_files import (
     ARRAYS,
-    FORMAT,
     INDEX_FILE,
     Contents,
     Row,
     array_bytes,
     array_path,
-    check_lengths,
+    crc32,
     file_states,
     read_contents,
-    read_vectors,
+    write_contents,
 )
-from video_search.stores import FileState
+from video_search.index_reader import read_vectors, stored_rows
+from video_search.stores import Check, FileState
 from video_search.vectors import VideoVectors
 
 LOCK_FILE = "writer.lock"
@@ -51,8 +50,8 @@ class IndexWriter:
     def open(cls, index: str | os.PathLike) -> "IndexWriter":
         """Open the index in this folder, creating a missing one; `close` releases it.
 
-        Raises: OSError if another process writes to it; ValueError if it is damaged or cut short, or if the folder has
-        files of other kinds.
+        Raises: OSError if another process writes to it; ValueError if index.json is damaged, or if the folder has files
+        of other kinds.
         """
         directory = Path(index)
         if directory.exists() and not directory.is_dir():
@@ -71,8 +70,7 @@ class IndexWriter:
             lock.close()
             raise OSError(f"another process is writing to the index {directory}; wait until it has ended") from error
         try:
-            contents = read_contents(directory) if (directory / INDEX_FILE).exists() else new_contents()
-            check_lengths(directory, contents)
+            contents = read_contents(directory) if (directory / INDEX_FILE).exists() else new_contents(directory)
             return cls(directory, contents, lock)
         except BaseException:
             lock.close()
@@ -95,12 +93,32 @@ class IndexWriter:
         self.settings, self.fingerprint, self.folder = settings, fingerprint, folder
         self._remove_other_generations()
 
+    def check(self) -> Check:
+        """Read all vectors and compare them with their checksums; videos of an index without checksums get theirs."""
+        contents = self._contents()
+        unchecked = sum(row.frames_crc32 is None for row in self._videos.values())
+        checksums = []
+        for name in ARRAYS:
+            path = self._array_path(name) if self._array_path(name).is_file() else Path(os.devnull)
+            checksums.append(stored_rows(path, name, self.directory, contents, keep=False).checksums())
+        damaged = set()
+        for (path, row), parts in zip(contents.videos.items(), zip(*checksums, strict=True), strict=True):
+            if None in parts:
+                damaged.add(path)
+            else:
+                self._videos[path] = Row(*row[:6], *parts)
+        return Check(damaged, unchecked)
+
     def put(self, path: str, state: FileState, vectors: VideoVectors | None) -> None:
-        """Add or replace one file: the vectors of one video, or None for an unreadable file."""
+        """Add or replace one file: the vectors of one video, or None for an unreadable file.
+
+        Raises: ValueError if a vector is not finite.
+        """
         self.remove(path)
         if vectors is None:
             self._unreadable[path] = state
         else:
+            vectors.check_finite(path)
             self._append([path], [state], vectors)
 
     def remove(self, path: str) -> None:
@@ -114,7 +132,7 @@ class IndexWriter:
             with explain_write_errors(self._array_path(name)):
                 file.flush()
                 os.fsync(file.fileno())
-        self._write_contents()
+        write_contents(self.directory, self._contents())
 
     def compact(self) -> None:
         """Copy the live rows to a new generation and remove the previous one, if there are dead rows.
@@ -147,13 +165,21 @@ class IndexWriter:
     def _append(self, paths: list[str], states: list[FileState], vectors: VideoVectors) -> None:
         self._dimension = self._dimension or vectors.pooled.shape[1]
         tokens = np.stack([vectors.weights, vectors.seconds], axis=1)
-        for name, array in zip(ARRAYS, (vectors.frames, vectors.pooled, tokens), strict=True):
+        arrays = [np.ascontiguousarray(array, dtype="<f4") for array in (vectors.frames, vectors.pooled, tokens)]
+        for name, array in zip(ARRAYS, arrays, strict=True):
             with explain_write_errors(self._array_path(name)):
-                self._array_file(name).write(np.ascontiguousarray(array, dtype="<f4").data)
-        floors = [None if floor == -np.inf else floor for floor in vectors.floors.tolist()]
-        for path, state, count, floor in zip(paths, states, vectors.counts.tolist(), floors, strict=True):
-            self._videos[path] = Row(state.size, state.mtime_ns, self._rows, self._frames, count, floor)
+                self._array_file(name).write(array.data)
+        frames, pooled, tokens = arrays
+        ends, floors = np.cumsum(vectors.counts).tolist(), vectors.floors.tolist()
+        for place, (path, state, end) in enumerate(zip(paths, states, ends, strict=True)):
+            count, floor = int(vectors.counts[place]), floors[place]
+            own = slice(end - count, end)
+            row = Row(
+                state.size, state.mtime_ns, self._rows, self._frames, count, None if floor == -np.inf else floor,
+                crc32(frames[own]), crc32(pooled[place]), crc32(tokens[own]),
+            )  # fmt: skip
             self._rows, self._frames = self._rows + 1, self._frames + count
+            self._videos[path] = row  # after the counts: an interrupt between the two leaves a dead row
 
     def _array_file(self, name: str) -> BinaryIO:
         """Return the open file of an array, positioned after its valid part."""
@@ -168,12 +194,6 @@ class IndexWriter:
             file.raw.close()  # without writing the buffer, for which a full disk has no room
         self._array_files.clear()
 
-    def _write_contents(self) -> None:
-        contents = self._contents()._asdict()
-        contents["videos"] = [[path, *row] for path, row in self._videos.items()]
-        contents["bad"] = [[path, state.size, state.mtime_ns, state.reason] for path, state in self._unreadable.items()]
-        write_text(self.directory / INDEX_FILE, json.dumps({"format": FORMAT, **contents}))
-
     def _remove_other_generations(self) -> None:
         """Remove arrays that index.json does not name, which an interrupted update left."""
         kept = {self._array_path(name) for name in ARRAYS}
@@ -182,9 +202,14 @@ class IndexWriter:
                 file.unlink()
 
 
-def new_contents() -> Contents:
-    """Return the contents of an index without files."""
-    return Contents("", {}, "", generation=0, dimension=0, rows=0, frames=0, videos={}, bad={})
+def new_contents(directory: Path) -> Contents:
+    """Return the contents of an index without files.
+
+    Its generation is new: readers may have arrays open whose index.json was removed.
+    """
+    numbers = [file.stem.rpartition("-")[2] for name in ARRAYS for file in directory.glob(f"{name}-*.f32")]
+    generation = max((int(number) + 1 for number in numbers if number.isdecimal()), default=0)
+    return Contents("", {}, "", generation, dimension=0, rows=0, frames=0, videos={}, bad={})
 
 
 def is_index_file(name: str) -> bool:

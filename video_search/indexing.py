@@ -30,6 +30,8 @@ class Summary:
     frames: int = 0  # of added and changed videos
     seconds: float = 0.0
     unreadable: list[UnreadableFile] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)  # videos whose vectors in the index were damaged; encoded again
+    unchecked: int = 0  # videos of an index without checksums, which have them now
 
     def count(self, path: str, result: VideoVectors | UnreadableFile, is_new: bool) -> None:
         """Count a file that was read."""
@@ -55,15 +57,16 @@ def update(
 
     A file is unchanged if its path below the folder, its size and its modification time are. Changes are committed
     about once a minute and when the user interrupts, and the next update continues from there. Files that could not be
-    opened are read again by every update; videos in a folder that cannot be listed are kept.
+    opened are read again by every update; videos in a folder that cannot be listed are kept. Videos whose vectors in
+    the store are damaged are encoded again.
 
     Args:
         processes, progress: as in `Encoder.videos`.
         moved: the videos of the store are now below `folder`.
         retry_bad: read unchanged unreadable files again.
 
-    Raises: FileNotFoundError if the folder is missing; ValueError if it has no video, or if the store has videos of
-    another folder or vectors of another encoder.
+    Raises: FileNotFoundError if the folder is missing; ValueError if it has no video, if the store has videos of
+    another folder or vectors of another encoder, or if the encoder makes vectors that are not finite.
     """
     started = committed = time.monotonic()
     folder = require_path(folder, "FOLDER", folder=True).resolve()
@@ -72,18 +75,24 @@ def update(
     listing = find_files(folder)
     found, known = listing.files, store.files()
     summary = Summary(unreadable=listing.unreadable)
+    store.begin(encoder.settings, encoder.fingerprint, folder)
+    damaged, unchecked = store.check()
+    summary.damaged, summary.unchecked = sorted(damaged), unchecked
     waiting = {}
     for path, state in found.items():
         before = known.get(path)
-        if before is None or not before.is_same_file(state) or (before.reason and retry_bad):
+        if before is None or not before.is_same_file(state) or (before.reason and retry_bad) or path in damaged:
             waiting[str(folder / path)] = path
         elif before.reason:
             summary.unreadable.append(UnreadableFile(path, before.reason))
         else:
             summary.unchanged += 1
-    store.begin(encoder.settings, encoder.fingerprint, folder)
+    for path in damaged:
+        store.remove(path)  # at once: an interrupted update must not keep them
     for path in known.keys() - found.keys():
-        if path.startswith(listing.unread_folders):
+        if path in damaged:
+            summary.removed += 1
+        elif path.startswith(listing.unread_folders):
             summary.unchanged += not known[path].reason
         else:
             store.remove(path)
@@ -96,10 +105,10 @@ def update(
             if time.monotonic() - committed >= COMMIT_SECONDS:
                 store.commit()
                 committed = time.monotonic()
-    except KeyboardInterrupt:
+        store.commit()
+    except (KeyboardInterrupt, ValueError):  # ValueError: a model whose vectors are not finite
         store.commit()
         raise
-    store.commit()
     summary.unreadable.sort(key=lambda file: file.path)
     summary.seconds = time.monotonic() - started
     return summary

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from modules.heads import HEADS
-from video_search.stores import FileState
+from video_search.stores import Check, FileState
 from video_search.vectors import Query, VideoVectors
 
 INSTALL = 'pip install "qdrant-client>=1.20"'  # embedded MAX_SIM of earlier versions fails on points without vectors
@@ -116,8 +116,24 @@ class QdrantStore:
             with clear_errors(self._url):
                 self._client.update_collection(self._collection, metadata=self._metadata())
 
+    def check(self) -> Check:
+        """Return nothing: the server checks its files, and reading all vectors would take hours."""
+        return Check(set(), 0)
+
+    def reopened(self) -> "QdrantStore":
+        """Return this object: every search reads the collection as it is.
+
+        Raises: OSError if the collection was removed, or made again with another encoder.
+        """
+        return self
+
     def put(self, path: str, state: FileState, vectors: VideoVectors | None) -> None:
-        """Add or replace one file: the vectors of one video, or None for an unreadable file."""
+        """Add or replace one file: the vectors of one video, or None for an unreadable file.
+
+        Raises: ValueError if a vector is not finite.
+        """
+        if vectors is not None:
+            vectors.check_finite(path)
         self._wait(path, as_point(path, state, vectors))
 
     def remove(self, path: str) -> None:

@@ -1,8 +1,7 @@
 """Scores of one query with the videos of an index, and the selection of the highest.
 
 The scores are the evaluation's: token-wise interaction for the token heads, cosines of pooled vectors for the pooled
-heads, the cross encoder's output for the cross heads. The scan of the token heads reads frames in place, such as in a
-memory-mapped file, block by block and without copies.
+heads, the cross encoder's output for the cross heads. A scan reads frames in place, block by block and without copies.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from video_search.vectors import Query, VideoVectors
 # gain little on an idle machine and lose much on a busy one.
 BLOCK_BYTES = 1 << 22
 CROSS_FRAMES = 1 << 10  # frames that a cross encoder reads at once
+POOLED_ROWS = 1 << 16  # pooled vectors compared at once
 
 
 def scores(query: Query, videos: VideoVectors, encoder) -> np.ndarray:
@@ -27,7 +27,7 @@ def scores(query: Query, videos: VideoVectors, encoder) -> np.ndarray:
     if encoder.head.reads_pairs and not query.is_video:
         parts = [encoder.cross_scores(query, block) for block in blocks(videos, CROSS_FRAMES)]
         return np.concatenate([np.empty(0, np.float32), *parts])
-    return np.asarray(videos.pooled @ query.pooled)
+    return cosines(query, videos.pooled)
 
 
 def token_scores(query: Query, videos: VideoVectors, block_bytes: int = BLOCK_BYTES) -> np.ndarray:
@@ -71,7 +71,13 @@ def blocks(videos: VideoVectors, frames: int) -> Iterator[VideoVectors]:
 
 def nearest(query: Query, pooled: np.ndarray, count: int) -> np.ndarray:
     """Return the indices of the `count` videos whose pooled vectors (N,D) are nearest to the query's, nearest first."""
-    return top(pooled @ query.pooled, count)
+    return top(cosines(query, pooled), count)
+
+
+def cosines(query: Query, pooled: np.ndarray) -> np.ndarray:
+    """Return the cosines of the query's pooled vector with those of N videos (N,D), block by block: (N,) float32."""
+    parts = [pooled[first : first + POOLED_ROWS] @ query.pooled for first in range(0, len(pooled), POOLED_ROWS)]
+    return np.concatenate([np.empty(0, np.float32), *parts])
 
 
 def top(values: np.ndarray, count: int, paths: Sequence[str] | None = None) -> np.ndarray:

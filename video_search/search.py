@@ -21,10 +21,11 @@ from video_search.index_reader import IndexReader
 from video_search.indexing import check_same_encoder
 from video_search.scoring import scores
 from video_search.scoring import top as highest
-from video_search.stores import SearchableStore
+from video_search.stores import ChangingStore, SearchableStore
 from video_search.vectors import Hit, Query, VideoVectors
 
 DEFAULT_CANDIDATES = 200  # of a store that cannot be scanned
+NOT_FINITE = "the checkpoint is damaged, or its training diverged"
 MANY_PAIRS = 500  # a cross encoder reads as many in some seconds
 
 
@@ -54,7 +55,14 @@ class Ranking(NamedTuple):
 
 
 class VideoSearch:
-    """Search of a store of videos with the encoder of their vectors, for one thread at a time."""
+    """Search of a store of videos with the encoder of their vectors, for one thread at a time.
+
+    Every search by `text`, `video` or `similar` begins with `refresh`, so that it finds the videos of the last update.
+
+    Attributes:
+        store: the store that the next search reads, another one after an update.
+        notice: why an index that has changed is not the one that is searched, or an empty text.
+    """
 
     def __init__(self, store: SearchableStore, encoder: Encoder):
         """Raises: ValueError if `store` has no videos yet, or the vectors of another encoder."""
@@ -63,6 +71,7 @@ class VideoSearch:
         check_same_encoder(store, encoder)
         self.store = store
         self.encoder = encoder
+        self.notice = ""
 
     @classmethod
     def open(
@@ -87,6 +96,22 @@ class VideoSearch:
     def __len__(self) -> int:
         return len(self.store)
 
+    def refresh(self) -> None:
+        """Search the index as it is now, if it has changed since it was opened.
+
+        A search in progress ends on the index that it began with. An index that is missing, damaged or of another model
+        leaves the previous one in use, and the results of `text`, `video` and `similar` have a notice.
+        """
+        if not isinstance(self.store, ChangingStore):
+            return
+        try:
+            store = self.store.reopened()
+            if store is not self.store:
+                check_same_encoder(store, self.encoder)
+            self.store, self.notice = store, ""
+        except (OSError, ValueError) as error:
+            self.notice = f"the index has changed and cannot be used, so the results are those of before: {error}"
+
     def text(self, text: str, top: int = 10, shortlist: int | None = None) -> Results:
         """Return the `top` videos that match the text best.
 
@@ -95,7 +120,7 @@ class VideoSearch:
 
         Raises: ValueError for an empty or too long text, a `top` or `shortlist` below 1, or an empty index.
         """
-        started = time.perf_counter()
+        started = self._start()
         return self._results(started, self.encoder.text(text), text, top, shortlist)
 
     def video(self, path: str | PathLike, top: int = 10, shortlist: int | None = None) -> Results:
@@ -103,7 +128,7 @@ class VideoSearch:
 
         Raises: VideoReadError if the file is not a readable video.
         """
-        started = time.perf_counter()
+        started = self._start()
         return self._results(started, self.encoder.video_query(path), str(path), top, shortlist)
 
     def frames(
@@ -113,7 +138,7 @@ class VideoSearch:
 
         `frames` and `seconds` are those of `encoder.video_reader()(asked)`, which another process may have read.
         """
-        started = time.perf_counter()
+        started = self._start()
         return self._results(started, self.encoder.frames_query(frames, seconds), asked, top, shortlist)
 
     def similar(self, path: str, top: int = 10, shortlist: int | None = None) -> Results:
@@ -121,7 +146,7 @@ class VideoSearch:
 
         Raises: ValueError if the path is not in the index.
         """
-        started = time.perf_counter()
+        started = self._start()
         return self._results(started, example_query(self.store.example(path)), path, top, shortlist, excluded=path)
 
     def rank(self, query: Query, top: int = 10, shortlist: int | None = None, excluded: str | None = None) -> Ranking:
@@ -130,20 +155,29 @@ class VideoSearch:
             if value is not None and value < 1:
                 raise ValueError(f"{name} {value} must be at least 1")
         more = int(excluded is not None)
-        everything = self.store.scan() if shortlist is None else None
+        store = self.store
+        everything = store.scan() if shortlist is None else None
         count = (shortlist or max(top, DEFAULT_CANDIDATES)) + more
-        paths, videos = everything or self.store.candidates(query, count)
+        paths, videos = everything or store.candidates(query, count)
         found = scores(query, videos, self.encoder)
+        if not np.isfinite(found).all():
+            raise OSError(f"the score of {paths[int(np.argmin(np.isfinite(found)))]!r} is not finite: {NOT_FINITE}")
         others = [place for place in highest(found, top + more, paths) if paths[place] != excluded]
         places = np.array(others[:top], dtype=np.int64)
         return Ranking([paths[place] for place in places], found[places], videos.take(places), len(paths))
+
+    def _start(self) -> float:
+        """Return the time at which a search begins, on the index as it is now."""
+        started = time.perf_counter()
+        self.refresh()
+        return started
 
     def _results(
         self, started: float, query: Query, asked: str, top: int, shortlist: int | None, excluded: str | None = None
     ) -> Results:
         ranking = self.rank(query, top, shortlist, excluded)
         hits = describe(query, asked, ranking.paths, ranking.scores, ranking.videos, self.encoder)
-        notices = query.notice, cross_encoder_notice(self.encoder.head, query, ranking.scanned)
+        notices = self.notice, query.notice, cross_encoder_notice(self.encoder.head, query, ranking.scanned)
         query = replace(query, notice="; ".join(filter(None, notices)))
         return Results(query, asked, hits, time.perf_counter() - started, ranking.scanned)
 

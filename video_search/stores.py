@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from video_search.vectors import Query, VideoVectors
 
@@ -17,6 +17,13 @@ class FileState:
 
     def is_same_file(self, other: "FileState") -> bool:
         return (self.size, self.mtime_ns) == (other.size, other.mtime_ns)
+
+
+class Check(NamedTuple):
+    """Outcome of reading all vectors of a store."""
+
+    damaged: set[str]  # videos whose vectors are missing, or not those that were put
+    unchecked: int  # videos without checksums, whose vectors were taken as they are
 
 
 class Store(Protocol):
@@ -50,11 +57,25 @@ class SearchableStore(Store, Protocol):
         """Return the stored vectors of one video. Raises ValueError if it is not in the store."""
 
 
+@runtime_checkable
+class ChangingStore(Protocol):
+    """A store that another process may update while it is searched."""
+
+    def reopened(self) -> SearchableStore:
+        """Return the store as it is now: this object if it has not changed since it was opened.
+
+        Raises: OSError or ValueError if it can no longer be opened.
+        """
+
+
 class WritableStore(Store, Protocol):
     """A store that an update writes."""
 
     def begin(self, settings: dict[str, Any], fingerprint: str, folder: Path) -> None:
         """Set the encoder and the folder of the vectors that follow; `indexing.update` has checked that they fit."""
+
+    def check(self) -> Check:
+        """Compare the stored vectors with their checksums."""
 
     def put(self, path: str, state: FileState, vectors: VideoVectors | None) -> None:
         """Add or replace one file: the vectors of one video, or None for an unreadable file."""

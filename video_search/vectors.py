@@ -24,12 +24,16 @@ class Query:
     is_video: bool = False
     notice: str = ""  # shown to the user, such as that words were cut
 
+    def check_finite(self, name: str) -> None:
+        """Raise ValueError, with the name of the query, if a number is not finite."""
+        check_finite(name, self.vectors, self.weights, self.pooled)
+
 
 @dataclass(frozen=True)
 class VideoVectors:
-    """N videos with their frames one after the other, in a memory-mapped index or in memory."""
+    """N videos with their frames one after the other, in memory or in files that are read by slicing."""
 
-    frames: np.ndarray  # (M,D) float32
+    frames: np.ndarray  # (M,D) float32; of an index on disk, as `pooled`, a `video_search.stored_rows.StoredRows`
     weights: np.ndarray  # (M,) float32, sum to 1 over each video
     seconds: np.ndarray  # (M,) float32, when each frame is shown
     counts: np.ndarray  # (N,) int64, frames of each video, at least 1
@@ -50,11 +54,23 @@ class VideoVectors:
         frames, weights, seconds = self.frames[places], self.weights[places], self.seconds[places]
         return VideoVectors(frames, weights, seconds, counts, self.floors[videos], self.pooled[videos])
 
+    def check_finite(self, name: str) -> None:
+        """Raise ValueError, with the name of the video, if a number is not finite."""
+        check_finite(name, self.frames, self.weights, self.seconds, self.pooled)
+
     @classmethod
     def concatenate(cls, parts: list["VideoVectors"]) -> "VideoVectors":
         """Concatenate the videos of at least one part."""
         names = ("frames", "weights", "seconds", "counts", "floors", "pooled")
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+def check_finite(name: str, *arrays: np.ndarray) -> None:
+    """Raise ValueError, with the name of a video or a text, if a number of its arrays is not finite."""
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise ValueError(
+            f"the vectors of {name!r} are not finite: use --precision fp32, or a checkpoint whose weights are finite"
+        )
 
 
 def frame_places(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
