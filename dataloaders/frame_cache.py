@@ -43,11 +43,12 @@ import PIL
 from PIL import Image
 
 from dataloaders.rawvideo_util import VideoReadError, encode_jpeg, order_frames, whole_seconds
+from dataloaders.video_damage import record_damage
 
 logger = logging.getLogger(__name__)
 
 FRAME_FORMATS = ("exact", "jpeg")
-DECODING_RULE = 1
+DECODING_RULE = 2
 """Part of every key; incremented when `RawVideoExtractor` gives other frames or pixels for the same settings."""
 
 MAGIC = b"FRAMES\x00\x01"
@@ -133,7 +134,8 @@ class FrameCache:
     ) -> np.ndarray:
         """Read frames with the arguments, result and errors of `RawVideoExtractor.read_frames`.
 
-        A video file whose size and time cannot be read raises VideoReadError even if it has an entry.
+        A video file whose size and time cannot be read raises VideoReadError even if it has an entry. A damaged video
+        has none: it is decoded each time, so that every reader learns of the damage (`record_damage`).
         """
         span = whole_seconds(start_time, end_time)
         source = _identity(path)
@@ -144,12 +146,13 @@ class FrameCache:
         frames = self._load(entry, key, most_bytes=16 * self.bytes_per_video(max_frames))
         if frames is None:
             self.misses += 1
-            frames = self.extractor.read_frames(
-                path, max_frames, slice_framepos=slice_framepos, start_time=start_time, end_time=end_time
-            )
+            with record_damage() as damage:
+                frames = self.extractor.read_frames(
+                    path, max_frames, slice_framepos=slice_framepos, start_time=start_time, end_time=end_time
+                )
             content = self._pack(frames, key)
             frames = self._unpack(content, key)
-            if self.is_storing and _is_still(path, source):
+            if self.is_storing and not damage and _is_still(path, source):
                 self._store(entry, content)
         return order_frames(frames, frame_order, random_generator)
 

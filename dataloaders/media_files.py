@@ -6,6 +6,8 @@ import av
 
 # A frame of 8192 x 4320 (8K) and what its codec pads it with. A decoder may keep 16 frames: 2 GB at this size.
 MAX_PIXELS = 8192 * 4608
+# FFmpeg may decode a frame to describe a stream. It gives no size for a larger one, so that the error cannot name it.
+MAX_DESCRIBED_PIXELS = 4 * MAX_PIXELS
 # FFmpeg's names of the formats that are opened. Absent are those that open other files or addresses (concat, hls, dash,
 # imf, sdp, rtsp, image2, vobsub, mlv, webm_dash_manifest), devices, text that is drawn as pictures, and sound alone.
 CONTAINERS = (
@@ -44,7 +46,7 @@ def open_media(path) -> av.container.InputContainer:
     return av.open(
         os.path.abspath(path),  # so that FFmpeg takes no colon for a protocol
         metadata_errors="replace",
-        options={"max_pixels": str(MAX_PIXELS)},
+        options={"max_pixels": str(MAX_DESCRIBED_PIXELS)},
         container_options={"format_whitelist": formats, "protocol_whitelist": "file"},
     )
 

@@ -22,6 +22,7 @@ from dataloaders.frame_sampling import (
     choose_samples,
     whole_seconds,
 )
+from dataloaders.media_files import MAX_PIXELS
 from dataloaders.video_decoding import DoubtfulPackets, LateStop, VideoInfo, VideoReader, VideoReadError, probe
 
 __all__ = [
@@ -125,6 +126,8 @@ class RawVideoExtractor:
                 frames, times = self._read_in_order(video, sampling, estimate)
         if times.count == 0:
             promise = f"the header promises {video.header.frames} frames, codec {video.header.codec}"
+            if not video.header.width:
+                promise += f", of unknown size; at most {MAX_PIXELS} pixels are decoded (8K video)"
             raise VideoReadError(video.path, f"no frame could be decoded; {promise}")
         if not frames:
             raise VideoReadError(video.path, f"no frame at or after second {start}: {sampling.describe_length(times)}")

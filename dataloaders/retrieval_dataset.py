@@ -10,7 +10,8 @@ from torch.utils.data import Dataset
 
 from dataloaders.annotations import Annotations
 from dataloaders.rawvideo_util import VideoReadError
-from dataloaders.unreadable import UnreadableVideo
+from dataloaders.unreadable import DamagedVideo, UnreadableVideo
+from dataloaders.video_damage import record_damage
 
 START_TOKEN = "<|startoftext|>"
 END_TOKEN = "<|endoftext|>"
@@ -123,7 +124,7 @@ class RetrievalDataset(Dataset):
         self._epoch.fill_(epoch)
 
     def samples(self, replace_unreadable: bool) -> Dataset:
-        """Return all samples as a data set of `(dataset[i], unreadable)`, with a list of `UnreadableVideo`.
+        """Return all samples as a data set of `(dataset[i], found)`, with a list of unreadable and damaged videos.
 
         With `replace_unreadable`, a sample whose video is unreadable becomes another one, which depends on its index
         and the epoch alone (and may occur twice in a batch); without, it has no frames: video and mask are 0.
@@ -170,32 +171,42 @@ class RetrievalDataset(Dataset):
             caption_number = int(generator.choice(self._captions_of_video[index]))
         return caption_number, int(self.video_index[caption_number]), generator
 
-    def _sample_or_other(self, index: int) -> tuple[tuple[np.ndarray, ...], list[UnreadableVideo]]:
-        unreadable, chosen = [], index
+    def _sample_or_other(self, index: int) -> tuple[tuple[np.ndarray, ...], list[UnreadableVideo | DamagedVideo]]:
+        found, chosen = [], index
         for attempt in range(1, MAX_REPLACEMENTS + 1):
             try:
-                return self[chosen], unreadable
+                with record_damage() as notes:
+                    sample = self[chosen]
+                return sample, found + self._damaged_videos(self.item_of_sample(chosen), notes)
             except VideoReadError as error:
-                unreadable.append(self._unreadable_video(self.item_of_sample(chosen), error))
+                found.append(self._unreadable_video(self.item_of_sample(chosen), error))
             chosen = int(np.random.default_rng((self.seed, self.epoch, index, attempt)).integers(len(self)))
-        return self[chosen], unreadable
+        return self[chosen], found
 
-    def _sample_or_blank(self, index: int) -> tuple[tuple[np.ndarray, ...], list[UnreadableVideo]]:
+    def _sample_or_blank(self, index: int) -> tuple[tuple[np.ndarray, ...], list[UnreadableVideo | DamagedVideo]]:
         caption_number, row, generator = self._draw(index)
-        video, unreadable = self._video_or_blank(row, generator)
-        return (*self._read_caption(caption_number), *video), unreadable
+        video, found = self._video_or_blank(row, generator)
+        return (*self._read_caption(caption_number), *video), found
 
     def _video_or_blank(
         self, row: int, generator: np.random.Generator | None = None
-    ) -> tuple[tuple[np.ndarray, np.ndarray], list[UnreadableVideo]]:
+    ) -> tuple[tuple[np.ndarray, np.ndarray], list[UnreadableVideo | DamagedVideo]]:
         try:
-            return self._read_video(row, generator), []
+            with record_damage() as notes:
+                video = self._read_video(row, generator)
+            return video, self._damaged_videos(row, notes)
         except VideoReadError as error:
             no_frames = np.empty((0, 3, self.extractor.size, self.extractor.size), np.uint8)
             return pad_frames(no_frames, self.max_frames), [self._unreadable_video(row, error)]
 
     def _unreadable_video(self, row: int, error: VideoReadError) -> UnreadableVideo:
-        return UnreadableVideo(row, str(self.annotations.video_paths[self.video_ids[row]]), error.reason)
+        return UnreadableVideo(row, self._path(row), error.reason)
+
+    def _damaged_videos(self, row: int, notes: list[str]) -> list[DamagedVideo]:
+        return [DamagedVideo(row, self._path(row), "; ".join(notes))] if notes else []
+
+    def _path(self, row: int) -> str:
+        return str(self.annotations.video_paths[self.video_ids[row]])
 
     def _read_caption(self, caption_number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         words = self.tokenizer.tokenize(self.annotations.captions[caption_number].text)

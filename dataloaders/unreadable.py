@@ -7,10 +7,12 @@ error then has the path and the reason, no worker dies, and all ranks can decide
 import csv
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from dataloaders.rawvideo_util import VideoReadError
 
+DAMAGED_VIDEOS_SHOWN = 5
 UNREADABLE_VIDEO_POLICIES = ("fail", "skip")
 MAX_UNREADABLE_SHARE = 0.01
 """Share of a split's video files above which a run stops: its numbers would be those of another data set."""
@@ -29,8 +31,17 @@ class UnreadableVideo:
     reason: str
 
 
+@dataclass(frozen=True, order=True)
+class DamagedVideo:
+    """An item that was read without some of its frames: its number, its file, and the reason, which is what is lost."""
+
+    item: int
+    path: str
+    reason: str
+
+
 class UnreadableVideos:
-    """The unreadable videos of one pass over a split that this process has met.
+    """The unreadable and the damaged videos of one pass over a split that this process has met.
 
     Args:
         split: name of the split, for messages.
@@ -41,16 +52,20 @@ class UnreadableVideos:
     def __init__(self, split: str, policy: str, files: int):
         self.split, self.policy, self.files = split, policy, files
         self.by_item: dict[int, UnreadableVideo] = {}
+        self.damaged: dict[int, DamagedVideo] = {}
         self.samples = 0
 
-    def report(self, found: Iterable[UnreadableVideo]) -> None:
-        """Record the unreadable video of each sample of this process that met one.
+    def report(self, found: Iterable[UnreadableVideo | DamagedVideo]) -> None:
+        """Record the unreadable or damaged video of each sample of this process that met one.
 
         Raises:
             VideoReadError: the policy is "fail".
             TooManyUnreadableVideosError: more files than may be skipped are unreadable.
         """
         for video in found:
+            if isinstance(video, DamagedVideo):
+                self.damaged.setdefault(video.item, video)
+                continue
             if self.policy == "fail":
                 raise VideoReadError(video.path, video.reason)
             self.by_item.setdefault(video.item, video)
@@ -60,17 +75,21 @@ class UnreadableVideos:
     def state(self) -> dict:
         """Return the state for `restore`, in plain values."""
         rows = [(video.item, video.path, video.reason) for video in self.by_item.values()]
-        return {"bad_videos": rows, "samples": self.samples}
+        damaged = [(video.item, video.path, video.reason) for video in self.damaged.values()]
+        return {"bad_videos": rows, "samples": self.samples, "damaged_videos": damaged}
 
     def restore(self, state: dict) -> None:
         """Continue from the state of an interrupted pass."""
         self.by_item = {item: UnreadableVideo(item, path, reason) for item, path, reason in state["bad_videos"]}
+        self.damaged = {row[0]: DamagedVideo(*row) for row in state.get("damaged_videos", [])}
         self.samples = state["samples"]
 
     def merge(self, ranks: list["UnreadableVideos"]) -> None:
         """Replace the record by that of all ranks, this one included, so that all decide alike."""
         found = sorted(video for other in ranks for video in other.by_item.values())
         self.by_item = {video.item: video for video in reversed(found)}
+        damaged = sorted(video for other in ranks for video in other.damaged.values())
+        self.damaged = {video.item: video for video in reversed(damaged)}
         self.samples = sum(other.samples for other in ranks)
         self._check_share()
 
@@ -81,6 +100,14 @@ class UnreadableVideos:
     def listing(self) -> str:
         """Return each unreadable file with its reason, for a log line."""
         return "; ".join(f"{path} ({reason})" for path, reason in self.paths().items())
+
+    def damage_listing(self) -> str:
+        """Return the number of damaged files, and the first of them with what is lost, for a log line."""
+        notes = {video.path: video.reason for video in sorted(self.damaged.values())}
+        shown = "; ".join(f"{path} ({note})" for path, note in islice(notes.items(), DAMAGED_VIDEOS_SHOWN))
+        return f"{len(notes)} of {self.files} video files are damaged, and used without what is lost: {shown}" + (
+            "; ..." if len(notes) > DAMAGED_VIDEOS_SHOWN else ""
+        )
 
     def _check_share(self) -> None:
         count = len(self.paths())

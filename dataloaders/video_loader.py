@@ -11,7 +11,7 @@ import torch
 from torch.multiprocessing import _prctl_pr_set_pdeathsig
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 
-from dataloaders.unreadable import UnreadableVideo, UnreadableVideos
+from dataloaders.unreadable import DamagedVideo, UnreadableVideo, UnreadableVideos
 
 
 class EpochSampler(DistributedSampler):
@@ -86,8 +86,8 @@ class VideoLoader:
 
 
 def collate_reported(
-    samples: list[tuple[tuple, list[UnreadableVideo]]],
-) -> tuple[list[torch.Tensor], list[UnreadableVideo]]:
+    samples: list[tuple[tuple, list[UnreadableVideo | DamagedVideo]]],
+) -> tuple[list[torch.Tensor], list[UnreadableVideo | DamagedVideo]]:
     """Return the samples with a leading batch axis, and the unreadable videos met while they were read."""
     return default_collate([sample for sample, _ in samples]), [video for _, found in samples for video in found]
 

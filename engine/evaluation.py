@@ -182,6 +182,8 @@ def evaluate_split(
             len(unreadable.paths()), unreadable.files, unreadable.listing(),
         )  # fmt: skip
         similarity, bank_similarity = similarity[:, names.is_readable], bank_similarity[:, names.is_readable]
+    if unreadable.damaged:
+        logger.warning(unreadable.damage_listing())
     rankings = [names.text_to_video(similarity), names.video_to_text(similarity)]
     logger.info(
         "\t Length-T: %d, Length-V:%d (%.1f s)", len(names.texts), len(names.videos), time.perf_counter() - started

@@ -11,6 +11,7 @@ from pathlib import Path
 from engine.evaluation import Evaluation
 from engine.provenance import provenance
 from engine.run_files import (
+    DAMAGED_VIDEOS_FILE,
     DIRECTIONS,
     GALLERY_FILE,
     HOLDOUT_FILE,
@@ -42,6 +43,7 @@ class RunRecord:
         self.folder, self.source, self.picked_on = Path(folder), source, picked_on
         self.history: list[dict] = []
         self.unreadable: dict[tuple[str, str], list] = {}
+        self.damaged: dict[tuple[str, str], list] = {}
         self.listing = self.holdout = None
         if holdout is not None:
             video_ids = sorted({caption.video_id for caption in holdout.captions})
@@ -57,7 +59,7 @@ class RunRecord:
 
     def begin(self) -> None:
         """Start a run that continues no other: remove the lists that an earlier one left in the folder."""
-        write_unreadable_videos(self.folder, self.unreadable)
+        self._write_video_lists()
         if self.picked_on is not None:
             (self.folder / HOLDOUT_FILE).unlink(missing_ok=True)
             self._list_holdout()
@@ -67,14 +69,22 @@ class RunRecord:
             write_text(self.folder / HOLDOUT_FILE, self.listing)
 
     def list_unreadable(self, dataset, unreadable, epoch: int | None) -> None:
-        """Add to `bad_videos.csv` the videos that a pass over a `RetrievalDataset` is the first to find unreadable."""
-        known = len(self.unreadable)
-        for video in sorted(unreadable.by_item.values()):
-            video_id, epoch_cell = dataset.video_ids[video.item], "" if epoch is None else epoch
-            row = [unreadable.split, video_id, video.path, video.reason, epoch_cell]
-            self.unreadable.setdefault((unreadable.split, video.path), row)
-        if len(self.unreadable) > known:
-            write_unreadable_videos(self.folder, self.unreadable)
+        """Add to `bad_videos.csv` the videos that a pass over a `RetrievalDataset` is the first to find unreadable.
+
+        Damaged videos, which were used, are added to `damaged_videos.csv`.
+        """
+        known = len(self.unreadable) + len(self.damaged)
+        for rows, videos in (self.unreadable, unreadable.by_item), (self.damaged, unreadable.damaged):
+            for video in sorted(videos.values()):
+                video_id, epoch_cell = dataset.video_ids[video.item], "" if epoch is None else epoch
+                row = [unreadable.split, video_id, video.path, video.reason, epoch_cell]
+                rows.setdefault((unreadable.split, video.path), row)
+        if len(self.unreadable) + len(self.damaged) > known:
+            self._write_video_lists()
+
+    def _write_video_lists(self) -> None:
+        write_unreadable_videos(self.folder, self.unreadable)
+        write_unreadable_videos(self.folder, self.damaged, DAMAGED_VIDEOS_FILE)
 
     def list_gallery(self, dataset) -> None:
         """Write `gallery.csv`: the file and time span of each item of a `RetrievalDataset`, by its name in ranks."""
@@ -128,8 +138,11 @@ class RunRecord:
         return {"epoch": best["epoch"], "checkpoint": best["checkpoint"], "R1": best["text_to_video"]["R1"]}
 
     def state(self) -> dict:
-        """Return the plain values that `restore` needs: the evaluations so far, and the unreadable videos."""
-        return {"history": self.history, "bad_videos": list(self.unreadable.values()), "listing": self.listing}
+        """Return the plain values that `restore` needs: the evaluations so far, unreadable and damaged videos."""
+        return {
+            "history": self.history, "bad_videos": list(self.unreadable.values()),
+            "damaged_videos": list(self.damaged.values()), "listing": self.listing,
+        }  # fmt: skip
 
     def restore(self, state: dict) -> None:
         """Continue an interrupted run.
@@ -145,7 +158,8 @@ class RunRecord:
             for entry in state["history"]
         ]
         self.unreadable = {(row[0], row[2]): row for row in state["bad_videos"]}
-        write_unreadable_videos(self.folder, self.unreadable)
+        self.damaged = {(row[0], row[2]): row for row in state.get("damaged_videos", [])}
+        self._write_video_lists()
 
     def continue_from(self, resume_model: str | Path, first_epoch: int) -> None:
         """Take over the epochs before `first_epoch` from the run of `--resume_model`, if it left its `metrics.json`.
@@ -176,6 +190,7 @@ class RunRecord:
         ]
         self._list_holdout()
         self.unreadable = read_unreadable_videos(folder)
+        self.damaged = read_unreadable_videos(folder, DAMAGED_VIDEOS_FILE)
 
 
 def summaries(rankings: list[Ranking]) -> dict[str, dict]:

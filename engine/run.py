@@ -205,15 +205,19 @@ class Run:
         self.curves.add("evaluation", epoch, step, split=evaluation.split, **numbers)
 
     def list_unreadable(self) -> None:
-        """Log and list the unreadable videos of the epoch's training pass. For all processes."""
+        """Log and list the unreadable and the damaged videos of the epoch's training pass. For all processes."""
         unreadable = self.loader.unreadable
         unreadable.merge(all_gather_objects(unreadable))
-        if self.process.is_main and unreadable.by_item:
+        if not self.process.is_main:
+            return
+        if unreadable.by_item:
             logger.warning(
                 "%d of %d video files cannot be read; other samples took the place of %d: %s",
                 len(unreadable.paths()), unreadable.files, unreadable.samples, unreadable.listing(),
             )  # fmt: skip
-            self.record.list_unreadable(self.loader.dataset, unreadable, self.epoch)
+        if unreadable.damaged:
+            logger.warning(unreadable.damage_listing())
+        self.record.list_unreadable(self.loader.dataset, unreadable, self.epoch)
 
 
 def check_flags(saved: dict, given: dict, folder: Path) -> None:

@@ -20,6 +20,7 @@ METRICS_FILE = "metrics.json"
 RANKS_FILE = "ranks.csv"
 HOLDOUT_FILE = "holdout.txt"
 UNREADABLE_VIDEOS_FILE = "bad_videos.csv"
+DAMAGED_VIDEOS_FILE = "damaged_videos.csv"
 GALLERY_FILE = "gallery.csv"
 
 DIRECTIONS = {metrics.TEXT_TO_VIDEO: "text_to_video", metrics.VIDEO_TO_TEXT: "video_to_text"}  # keys of metrics.json
@@ -102,20 +103,22 @@ def write_csv(path: Path, rows: Iterable[list]) -> None:
     write_text(path, text.getvalue())
 
 
-def write_unreadable_videos(folder: Path, rows: dict[tuple[str, str], list]) -> None:
-    """Write `bad_videos.csv` with the rows by split and path, or remove it if there are no rows."""
+def write_unreadable_videos(
+    folder: Path, rows: dict[tuple[str, str], list], name: str = UNREADABLE_VIDEOS_FILE
+) -> None:
+    """Write `bad_videos.csv`, or the file `name`, with the rows by split and path; remove it if there are no rows."""
     if rows:
         header = ["split", "video_id", "path", "reason", "epoch"]
-        write_csv(folder / UNREADABLE_VIDEOS_FILE, [header, *rows.values()])
+        write_csv(folder / name, [header, *rows.values()])
     else:
-        (folder / UNREADABLE_VIDEOS_FILE).unlink(missing_ok=True)
+        (folder / name).unlink(missing_ok=True)
 
 
-def read_unreadable_videos(folder: Path) -> dict[tuple[str, str], list]:
-    """Return the rows of a run's `bad_videos.csv` by split and path; an empty dict without the file."""
-    if not (folder / UNREADABLE_VIDEOS_FILE).is_file():
+def read_unreadable_videos(folder: Path, name: str = UNREADABLE_VIDEOS_FILE) -> dict[tuple[str, str], list]:
+    """Return the rows of `bad_videos.csv`, or of the file `name`, by split and path; an empty dict without the file."""
+    if not (folder / name).is_file():
         return {}
-    with (folder / UNREADABLE_VIDEOS_FILE).open(encoding="utf-8", newline="") as file:
+    with (folder / name).open(encoding="utf-8", newline="") as file:
         return {(row[0], row[2]): row for row in list(csv.reader(file))[1:]}
 
 

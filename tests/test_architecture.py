@@ -51,7 +51,11 @@ ALLOWED_IMPORTS = {
         "dataloaders.unreadable",
     },
     "dataloaders.unreadable": {"dataloaders.rawvideo_util"},
-    "dataloaders.rawvideo_util": {"dataloaders.frame_sampling", "dataloaders.video_decoding"},
+    "dataloaders.rawvideo_util": {
+        "dataloaders.frame_sampling",
+        "dataloaders.media_files",
+        "dataloaders.video_decoding",
+    },
     "dataloaders.frame_sampling": set(),
     "dataloaders.media_files": set(),
     "dataloaders.video_damage": set(),

@@ -17,8 +17,10 @@ from dataloaders.annotations import Annotations, Caption
 from dataloaders.data_dataloaders import DATALOADER_DICT, evaluation_loader, evaluation_loaders
 from dataloaders.rawvideo_util import VideoReadError
 from dataloaders.retrieval_dataset import RetrievalDataset
-from dataloaders.unreadable import TooManyUnreadableVideosError, UnreadableVideo, UnreadableVideos
+from dataloaders.unreadable import DamagedVideo, TooManyUnreadableVideosError, UnreadableVideo, UnreadableVideos
+from dataloaders.video_damage import report_damage
 from dataloaders.video_loader import EpochSampler, VideoLoader
+from engine.record import RunRecord
 from engine.run_files import read_metrics, read_ranks
 from tests.helpers.fault_worker import Ranks
 from tests.helpers.launch import launcher, run_python
@@ -38,6 +40,15 @@ class NumberedExtractor:
         if path in self.unreadable:
             raise VideoReadError(path, "cut off")
         return np.full((1, 3, 2, 2), path, dtype=np.uint8)
+
+
+class DamagedExtractor(NumberedExtractor):
+    """Video 3 loses a frame."""
+
+    def read_frames(self, path, max_frames, **_):
+        if path == 3:
+            report_damage("1 frame could not be decoded")
+        return super().read_frames(path, max_frames)
 
 
 def numbered(videos: int, unreadable: set[int], captions_per_video: int = 1, **arguments) -> RetrievalDataset:
@@ -388,3 +399,35 @@ def test_workers_stay_from_epoch_to_epoch(folder):
         workers.append({worker.pid for worker in loader._loader._iterator._workers})
     assert workers[0] == workers[1] and len(workers[0]) == 2
     assert loader.seconds_waited > 0
+
+
+@pytest.mark.parametrize("policy", ["fail", "skip"])
+def test_a_damaged_video_is_used_and_listed(tmp_path, policy):
+    dataset = numbered(6, unreadable=set())
+    dataset.extractor = DamagedExtractor(set())
+    expected = DamagedVideo(3, "3", "1 frame could not be decoded")
+    record = UnreadableVideos("train", policy, files=6)
+    for view in (dataset.samples(replace_unreadable=True), dataset.samples(replace_unreadable=False)):
+        sample, found = view[3]
+        assert (sample_number(sample), found) == (3, [expected])
+        assert view[2][1] == []
+        record.report(found)
+    assert dataset.videos_only()[3][1] == [expected]
+    restored = UnreadableVideos("train", policy, files=6)
+    restored.restore(record.state())
+    other = UnreadableVideos("train", policy, files=6)
+    other.merge([other, restored])
+    assert (other.damaged, other.by_item, other.samples) == ({3: expected}, {}, 0)
+    assert other.damage_listing() == (
+        "1 of 6 video files are damaged, and used without what is lost: 3 (1 frame could not be decoded)"
+    )
+    run = RunRecord(tmp_path, {})
+    run.list_unreadable(dataset, other, epoch=2)
+    content = "split,video_id,path,reason,epoch\ntrain,v3,3,1 frame could not be decoded,2\n"
+    assert (tmp_path / "damaged_videos.csv").read_text().replace("\r", "") == content
+    assert not (tmp_path / "bad_videos.csv").exists()
+    resumed = RunRecord(tmp_path, {})
+    resumed.restore(run.state())
+    assert resumed.damaged == run.damaged
+    RunRecord(tmp_path, {}).begin()
+    assert not (tmp_path / "damaged_videos.csv").exists()
