@@ -11,14 +11,13 @@ import argparse
 import logging
 import os
 import socket
-from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.errors import record
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import util
 from dataloaders.data_dataloaders import DATALOADER_DICT
-from engine.arguments import get_args
+from engine.arguments import get_args, log_recorded_flags
 from engine.evaluation import Evaluator
 from engine.evaluation import eval_epoch as eval_epoch  # CLIP4Clip's users look for it here
 from engine.output_folder import check_output_folder, output_folder
@@ -28,7 +27,7 @@ from engine.run import Run
 from engine.run_files import write_flags
 from engine.training import evaluate_picked, train
 from engine.training import train_epoch as train_epoch  # and this
-from modules.checkpoint import checkpoint_epoch, open_model
+from modules.checkpoint import checkpoint_epoch, locate_weights, open_model
 from modules.configuration import CLIP4ClipConfig
 from modules.initialization import freeze_clip_layers, set_precision
 from modules.modeling import CLIP4Clip
@@ -43,8 +42,8 @@ def check_files(args: argparse.Namespace) -> None:
     """Raise FileNotFoundError naming the flag if a checkpoint is missing."""
     for flag in ("init_model", "resume_model"):
         path = getattr(args, flag)
-        if path and "://" not in path and not Path(path).is_file():
-            raise FileNotFoundError(f"--{flag}: no file at {path}")
+        if path and "://" not in path:
+            locate_weights(path, f"--{flag}")
 
 
 @record  # the launcher's closing summary then shows the first error of any process
@@ -66,6 +65,7 @@ def train_or_evaluate(args: argparse.Namespace, process: util.Process) -> None:
     if args.precision is None:
         args.precision = "clip_fp16" if process.device.type == "cuda" else "fp32"
     log_parameters(args, process)
+    log_recorded_flags(args)
 
     tokenizer = SimpleTokenizer()
     model = init_model(args, process, tokenizer.vocab_size)

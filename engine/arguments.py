@@ -10,6 +10,7 @@ from typing import Any
 import util
 from dataloaders.data_config import DataConfig
 from engine.flags import FLAG_GROUPS, FLAGS, Flag, check_minimums
+from engine.recorded_flags import differing_flags, flags_file, recorded_flags
 from modules.clip_weights import describe_clip
 from modules.configuration import CLIP4ClipConfig, check_cross_model
 from modules.heads import HEADS
@@ -65,10 +66,19 @@ def add_flags(group, flags: Sequence[Flag]) -> None:
 
 
 def get_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parse and check the flags; a contradiction is an argument error before anything is loaded."""
+    """Parse and check the flags; a contradiction is an argument error before anything is loaded.
+
+    An evaluation alone takes the flags that the command line does not give from flags.json beside its checkpoint, where
+    they decide what the model computes and how it reads texts and frames.
+    """
     parser = build_parser()
-    args = parser.parse_args(argv)
+    not_given = object()
+    args = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(FLAGS, not_given)))
+    given = {name: value for name, value in vars(args).items() if value is not not_given}
     try:
+        is_evaluation = "do_eval" in given and "do_train" not in given
+        recorded = recorded_flags(given.get("init_model")) if is_evaluation else {}
+        args = argparse.Namespace(**{name: flag.default for name, flag in FLAGS.items()} | recorded | given)
         check_args(args)
     except ValueError as error:
         parser.error(str(error))
@@ -81,6 +91,19 @@ def get_args(argv: list[str] | None = None) -> argparse.Namespace:
         if args.loose_type and HEADS[args.sim_header].reads_pairs:
             logger.warning("--loose_type is ignored: --sim_header %s is a tight head", args.sim_header)
     return args
+
+
+def log_recorded_flags(args: argparse.Namespace) -> None:
+    """Log the flags that an evaluation has from its checkpoint's flags.json, and warn of those that differ from it."""
+    file = None if args.do_train else flags_file(args.init_model)
+    if file is None:
+        return
+    recorded = recorded_flags(args.init_model)
+    different = differing_flags(vars(args), recorded)
+    same = " ".join(f"--{name} {value}" for name, value in recorded.items() if name not in different)
+    logger.info("flags of the training, from %s: %s", file, same)
+    for name, value in different.items():
+        logger.warning("--%s %s differs from the training's %s in %s", name, getattr(args, name), value, file)
 
 
 def check_args(args: argparse.Namespace) -> None:
@@ -110,7 +133,7 @@ def check_args(args: argparse.Namespace) -> None:
     if args.do_train:
         data.samples_per_step(util.launched_world_size())
     CLIP4ClipConfig.from_namespace(args)
-    context_length = describe_clip(args.pretrained_clip_name).context_length
+    context_length = describe_clip(args.pretrained_clip_name, is_needed=not args.init_model).context_length
     if context_length is not None and args.max_words > context_length:
         raise ValueError(
             f"--max_words {args.max_words} exceeds the {context_length} tokens that {args.pretrained_clip_name} reads"

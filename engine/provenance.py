@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from engine.flags import FLAGS
+from modules.clip_weights import is_file_name
 from modules.whole_files import text_sha256
 
 REPOSITORY = Path(__file__).parent.parent
@@ -39,7 +40,7 @@ def decisive_flags(args, processes: int) -> dict:
     flags = {name: value for name, value in vars(args).items() if name not in no_numbers}
     data_paths = [flag.name for flag in FLAGS.values() if flag.names_data and flags.get(flag.name)]
     flags |= {name: Path(flags[name]).name for name in data_paths}
-    if Path(args.pretrained_clip_name).is_file():
+    if is_file_name(args.pretrained_clip_name) or Path(args.pretrained_clip_name).is_file():
         flags["pretrained_clip_name"] = Path(args.pretrained_clip_name).name
     if args.do_train:
         flags["processes"] = processes

@@ -4,6 +4,7 @@ Epochs in file names and in the optimizer file count from 0.
 """
 
 import json
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,17 +13,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from modules.clip_weights import read_state_dict
 from modules.distributed import broadcast_weights, get_rank, local_main_process_first
 from modules.file_utils import cached_path
 from modules.heads import fitting_heads, head_key_prefixes
 from modules.initialization import check_vocabulary
 from modules.modeling import CLIP4Clip
 from modules.module_clip import count_blocks
+from modules.state_dicts import read_state_dict
 from modules.tensor_files import load_tensors
 from modules.whole_files import atomic_write
 
+logger = logging.getLogger(__name__)
+
 FLAGS_FILE = "flags.json"  # the flags of a run, in the folder of its checkpoints
+REPAIR = "repair it, or move it away and give the training's flags"
 
 
 def model_path(output_dir: str | Path, epoch: int) -> Path:
@@ -34,6 +38,26 @@ def checkpoint_epoch(path: str | Path | None) -> int | None:
     """Return the epoch in the name of a weights file, or None."""
     found = re.search(r"pytorch_model\.bin\.(\d+)$", str(path))
     return int(found[1]) if found else None
+
+
+def locate_weights(path: str | Path, flag: str = "--init_model") -> Path:
+    """Return the path of a weights file. Raises FileNotFoundError that names the flag, and the files of a folder."""
+    path = Path(path)
+    if path.is_dir():
+        weights = [*sorted(path.glob("pytorch_model.bin.*"), key=lambda file: checkpoint_epoch(file) or 0)[-1:]]
+        weights += [path / "model.bin"] if (path / "model.bin").is_file() else []
+        advice = f"give a file in it, such as {weights[0]}" if weights else "give a file, such as pytorch_model.bin.4"
+        raise FileNotFoundError(f"{flag}: {path} is a folder; {advice}")
+    if not path.is_file():
+        raise FileNotFoundError(f"{flag}: no file at {path}")
+    return path
+
+
+def run_folder(weights: str | Path) -> Path:
+    """Return the `--output_dir` of the run that wrote a weights file, also for one of its training checkpoints."""
+    folder = Path(weights).absolute().parent
+    is_training_checkpoint = re.fullmatch(r"resume/step-\d+", "/".join(folder.parts[-2:])) is not None
+    return folder.parent.parent if is_training_checkpoint else folder
 
 
 def optimizer_path(output_dir: str | Path, epoch: int) -> Path:
@@ -140,9 +164,9 @@ def read_flags(folder: str | Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+        raise ValueError(f"{path} is not valid JSON: {error}; {REPAIR}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not the flags of a run")
+        raise ValueError(f"{path} holds a {type(content).__name__}, not the flags of a run; {REPAIR}")
     return content
 
 
@@ -158,16 +182,35 @@ def open_model(flags, vocabulary: int, for_training: bool = False) -> CLIP4Clip:
         ValueError: damaged weights, or flags that do not fit them; the message names those that do.
     """
     cache_dir = getattr(flags, "cache_dir", None) or None
-    weights = None
+    weights, origin = None, ""
     if flags.init_model:
         with local_main_process_first():
             path = cached_path(flags.init_model, cache_dir)
-        weights = read_state_dict(path)
-    model = CLIP4Clip.from_pretrained("cross-base", weights, cache_dir, task_config=flags)
+        weights, origin = read_state_dict(path), f"--init_model {flags.init_model}"
+        check_origin(weights, origin, flags.pretrained_clip_name, for_training)
+    model = CLIP4Clip.from_pretrained("cross-base", weights, cache_dir, task_config=flags, origin=origin)
     check_vocabulary(model.clip, vocabulary, model.config.pretrained_clip_name)
     if not for_training:
         check_evaluable(model.config, model.weight_report, weights, flags.init_model)
     return model
+
+
+def check_origin(weights: Mapping[str, torch.Tensor], origin: str, clip_name: str, for_training: bool) -> None:
+    """Raise ValueError if a file of weights that was named is not a checkpoint of this kind of model.
+
+    In training it is a warning, and CLIP starts from `clip_name`. A checkpoint of a head alone is a warning in both.
+    """
+    if any(key.startswith("clip.") for key in weights):
+        return
+    known = [key for key in weights if key.startswith((*head_key_prefixes(), "frame_position_embeddings."))]
+    if "visual.proj" in weights and "positional_embedding" in weights:
+        advice = "they are those of a CLIP alone: give the file by --pretrained_clip_name"
+    else:
+        advice = f"keys of a checkpoint begin with clip., those of the file are such as {list(weights)[:3]!a}"
+    used = f"{len(known)} of its {len(weights)} weights" if known else f"none of its {len(weights)} weights"
+    if len(known) < len(weights) and not for_training:
+        raise ValueError(f"{origin} would not be evaluated: {used} can be used; {advice}")
+    logger.warning("%s: %s can be used; CLIP itself is --pretrained_clip_name %s", origin, used, clip_name)
 
 
 def check_evaluable(config, report, weights: Mapping[str, torch.Tensor] | None, path: str | None) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from modules.distributed import local_main_process_first
 from modules.file_utils import cached_path
-from modules.tensor_files import load_tensors
+from modules.state_dicts import clip_part, read_state_dict
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +26,14 @@ OPENAI_CLIPS = {
 OPENAI_CONTEXT_LENGTH = 77
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of RGB in [0, 1]; from CLIP's repository
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+HUB_PREFIX, FOLDER_PREFIX = "hf-hub:", "local-dir:"  # open_clip's names of models on the Hugging Face hub, in a folder
+WEIGHTS_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+HUB_NAMES_OF_OPENAI = {
+    "openai/clip-vit-base-patch32": "ViT-B/32",
+    "openai/clip-vit-base-patch16": "ViT-B/16",
+    "openai/clip-vit-large-patch14": "ViT-L/14",
+    "openai/clip-vit-large-patch14-336": "ViT-L/14@336px",
+}
 CLIP_CACHE = Path("~/.cache/clip")  # where OpenAI's package and open_clip keep their downloads
 
 # options of open_clip configurations that change only sizes, which are read from the weights, or only training
@@ -50,9 +58,17 @@ class ClipSource:
     mean: tuple[float, float, float] = OPENAI_MEAN
     std: tuple[float, float, float] = OPENAI_STD
 
+    @property
+    def is_missing(self) -> bool:
+        """Whether the source is a local file that is not found."""
+        return self.path is not None and "://" not in self.path and not Path(self.path).is_file()
 
-def describe_clip(name: str) -> ClipSource:
+
+def describe_clip(name: str, is_needed: bool = True) -> ClipSource:
     """Return the source for a `--pretrained_clip_name`, without network access and without reading weights.
+
+    With `is_needed` False a checkpoint holds all of CLIP, and a file that is not found is described as any other: a
+    file says nothing beyond its weights.
 
     Raises ValueError with the choices for a name that is not OpenAI's, open_clip's `MODEL:TAG` or an existing file.
     """
@@ -63,12 +79,21 @@ def describe_clip(name: str) -> ClipSource:
         return ClipSource(name, path=name)
     if Path(name).expanduser().is_file():
         return ClipSource(name, path=str(Path(name).expanduser()))
+    check_hub_name(name)
+    if not is_needed and is_file_name(name):
+        return ClipSource(name, path=name)
     if ":" in name:
-        return describe_open_clip(name)
+        return describe_open_clip(name, is_needed)
     raise ValueError(
         f"--pretrained_clip_name {name!r} is unknown: give one of {', '.join(OPENAI_CLIPS)}, open_clip's MODEL:TAG "
         f"(such as ViT-B-32:laion2b_s34b_b79k), or an existing file (TorchScript, state dict or .safetensors)"
     )
+
+
+def is_file_name(name: str) -> bool:
+    """Return whether a CLIP's name can be that of a file: an absolute path, or a name with a suffix."""
+    is_absolute = Path(name).expanduser().is_absolute() or re.match(r"[A-Za-z]:[\\/]", name) is not None
+    return is_absolute or (":" not in name and re.search(r"\.\w+$", name) is not None)
 
 
 def is_missing_file(name: str) -> bool:
@@ -76,8 +101,44 @@ def is_missing_file(name: str) -> bool:
     return name not in OPENAI_CLIPS and ":" not in name and not Path(name).expanduser().is_file()
 
 
-def describe_open_clip(name: str) -> ClipSource:
-    """Return the source for open_clip's `MODEL:TAG`, or for weights of that model in a file (`MODEL:FILE`)."""
+def check_hub_name(name: str) -> None:
+    """Raise ValueError for the name of a model on the Hugging Face hub or of a folder, with the form to give."""
+    if name.startswith(FOLDER_PREFIX) or Path(name).expanduser().is_dir():
+        folder = name.removeprefix(FOLDER_PREFIX)
+        raise ValueError(
+            f"--pretrained_clip_name {name!r} is a folder: give open_clip's MODEL and the file of weights in it, such "
+            f"as ViT-B-32:{os.path.join(folder, 'open_clip_model.safetensors')}"
+        )
+    repository = name.removeprefix(HUB_PREFIX)
+    is_path = Path(name).suffix in WEIGHTS_SUFFIXES or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", repository)
+    same = [] if is_path else models_of_repository(repository)
+    if not same and not name.startswith(HUB_PREFIX):
+        return
+    advice = f"the same weights are {' or '.join(same)}" if same else "give open_clip's MODEL:TAG, or MODEL:FILE"
+    raise ValueError(
+        f"--pretrained_clip_name {name!r} is the name of a repository on the Hugging Face hub, a form that is not "
+        f"supported: {advice}"
+    )
+
+
+def models_of_repository(repository: str) -> list[str]:
+    """Return the names by which `describe_clip` knows the weights of a repository on the Hugging Face hub."""
+    if repository in HUB_NAMES_OF_OPENAI:
+        return [HUB_NAMES_OF_OPENAI[repository]]
+    import open_clip  # takes seconds; only an error needs it here
+
+    return [
+        f"{model}:{tag}"
+        for model, tag in open_clip.list_pretrained()
+        if (open_clip.get_pretrained_cfg(model, tag).get("hf_hub") or "").split("/")[:2] == repository.split("/")[:2]
+    ]
+
+
+def describe_open_clip(name: str, is_needed: bool = True) -> ClipSource:
+    """Return the source for open_clip's `MODEL:TAG`, or for weights of that model in a file (`MODEL:FILE`).
+
+    The file may be missing unless it `is_needed`.
+    """
     import open_clip  # takes seconds; only runs that name an open_clip model need it
 
     model, tag = name.split(":", 1)
@@ -87,6 +148,7 @@ def describe_open_clip(name: str) -> ClipSource:
         raise ValueError(f"--pretrained_clip_name {name!r}: open_clip has no model {model!r}; close names: {close}")
     is_file = Path(tag).expanduser().is_file()
     tags = open_clip.list_pretrained_tags_by_model(model)
+    is_file = is_file or (not is_needed and tag not in tags and is_file_name(tag))
     if not is_file and tag not in tags:
         raise ValueError(f"--pretrained_clip_name {name!r}: {tag!r} is neither a file nor a tag of {model}: {tags}")
     vision, text = config["vision_cfg"], config["text_cfg"]
@@ -158,7 +220,7 @@ def download_openai_file(url: str, folder: Path, file_name: str) -> str:
 
 
 def read_clip_weights(source: ClipSource, cache_dir: str | None = None) -> dict[str, torch.Tensor]:
-    """Return the state dict of CLIP in OpenAI's names, in float32."""
+    """Return the state dict of CLIP in OpenAI's names, in float32; numbers of other kinds stay as they are."""
     with local_main_process_first():
         path = locate_clip(source, cache_dir)
     weights = read_state_dict(path)
@@ -169,44 +231,4 @@ def read_clip_weights(source: ClipSource, cache_dir: str | None = None) -> dict[
     for key in ("input_resolution", "context_length", "vocab_size", "attn_mask"):
         weights.pop(key, None)
     logger.info("CLIP weights: %s from %s (%s)", source.name, path, source.activation)
-    return {key: value.float() for key, value in weights.items()}
-
-
-def clip_part(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the weights under `clip.` in a checkpoint, with CLIP's own names; empty if there are none."""
-    return {key.removeprefix("clip."): value for key, value in weights.items() if key.startswith("clip.")}
-
-
-def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
-    """Return the state dict in a file: TorchScript archive, file of `torch.save`, or safetensors.
-
-    It may be the whole content or its entry "state_dict". DDP's prefix `module.` is removed. No code in the file runs.
-
-    Raises:
-        FileNotFoundError: no file at `path`.
-        ValueError: the file is damaged, or is not a state dict of tensors; the message names it.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights file at {path}")
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            content = load_file(path, device="cpu")
-        except SafetensorError as error:  # its message does not name the file
-            raise ValueError(f"{path} cannot be read as safetensors: {error}") from error
-    else:
-        content = load_tensors(path)
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not isinstance(content, dict) or not content or not all(isinstance(v, torch.Tensor) for v in content.values()):
-        kind = f"a dict with keys such as {list(content)[:5]}" if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"{path} holds {kind}, not a state dict of tensors")
-    return without_module_prefix(content)
-
-
-def without_module_prefix(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the same weights without the prefix `module.` that DDP gives to every key."""
-    return {key.removeprefix("module."): value for key, value in state_dict.items()}
+    return {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}

@@ -2,13 +2,13 @@
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
-from modules.module_clip import CLIP
+from modules.module_clip import CLIP, clip_shapes, clip_sizes
 
 logger = logging.getLogger(__name__)
 
@@ -54,31 +54,52 @@ def summarize_keys(keys: Iterable[str]) -> str:
     groups: dict[str, int] = {}
     for key in keys:
         groups[key.split(".")[0]] = groups.get(key.split(".")[0], 0) + 1
-    return ", ".join(f"{group}.* ({count})" for group, count in groups.items())
+    # keys come from files: ascii() leaves no character that a terminal would interpret
+    return ", ".join(f"{ascii(group)[1:-1]:.100}.* ({count})" for group, count in groups.items())
 
 
-def load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> WeightReport:
-    """Load `weights` (keys of the whole model) and initialize the layers that they lack, from CLIP's where possible.
+def check_clip_weights(weights: Mapping[str, torch.Tensor]) -> None:
+    """Raise ValueError unless the weights (OpenAI's names) are a whole CLIP whose shapes fit each other."""
+    expected = {"clip." + key: shape for key, shape in clip_shapes(clip_sizes(weights)).items()}
+    found = {"clip." + key: tuple(weight.shape) for key, weight in weights.items()}
+    missing = [key for key in expected if key not in found]
+    if missing:
+        raise ValueError(f"{len(missing)} weights of CLIP are missing in the file: {', '.join(missing[:5])}")
+    check_shapes(found, expected)
 
-    Raises ValueError for shapes that differ, naming keys and both shapes, and for missing weights of CLIP.
-    """
-    wanted = model.state_dict()
-    report = WeightReport(
-        loaded=[key for key in wanted if key in weights],
-        unexpected=[key for key in weights if key not in wanted],
-    )
+
+def check_shapes(found: Mapping[str, tuple], expected: Mapping[str, tuple]) -> None:
+    """Raise ValueError naming keys and both shapes where those of the file differ from the model's."""
     different = [
-        f"{key}: file {tuple(weights[key].shape)}, model {tuple(wanted[key].shape)}"
-        for key in report.loaded
-        if weights[key].shape != wanted[key].shape
+        f"{key}: file {found[key]}, model {shape}"
+        for key, shape in expected.items()
+        if key in found and found[key] != shape
     ]
     if different:
         raise ValueError(
             f"{len(different)} weights differ in shape from the model (check --cross_num_hidden_layers, --wti_arch, "
             f"--linear_patch and --pretrained_clip_name): {'; '.join(different[:5])}"
         )
+
+
+def load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> WeightReport:
+    """Load `weights` (keys of the whole model) and initialize the layers that they lack, from CLIP's where possible.
+
+    Those of CLIP are complete (`check_clip_weights`).
+
+    Raises ValueError for shapes that differ, naming keys and both shapes, and for weights that are not finite numbers.
+    """
+    wanted = model.state_dict()
+    report = WeightReport(
+        loaded=[key for key in wanted if key in weights],
+        unexpected=[key for key in weights if key not in wanted],
+    )
+    check_shapes(
+        {key: tuple(weights[key].shape) for key in report.loaded},
+        {key: tuple(value.shape) for key, value in wanted.items()},
+    )
     complete = {key: weights[key] for key in report.loaded}
-    missing_clip = []
+    check_finite(complete)
     for key in wanted:
         if key in weights:
             continue
@@ -86,15 +107,22 @@ def load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> WeightRe
         if initial is not None and initial.shape == wanted[key].shape:
             complete[key] = initial
             report.initialized_from_clip.append(key)
-        elif key.startswith("clip."):
-            missing_clip.append(key)
         else:
             complete[key] = wanted[key]
             report.initialized_randomly.append(key)
-    if missing_clip:
-        raise ValueError(f"{len(missing_clip)} weights of CLIP are missing in the file: {', '.join(missing_clip[:5])}")
     model.load_state_dict(complete)
     return report
+
+
+def check_finite(weights: Mapping[str, torch.Tensor]) -> None:
+    """Raise ValueError naming the weights that are not floating point, or not finite in float32."""
+    for words, is_valid in (
+        ("are not floating-point numbers", torch.Tensor.is_floating_point),
+        ("are not finite (NaN or infinite)", lambda weight: bool(weight.float().isfinite().all())),
+    ):
+        invalid = [key for key, weight in weights.items() if not is_valid(weight)]
+        if invalid:
+            raise ValueError(f"{len(invalid)} weights {words}: {', '.join(invalid[:5])}")
 
 
 def value_from_clip(key: str, weights: dict[str, torch.Tensor]) -> torch.Tensor | None:
@@ -160,8 +188,14 @@ def convert_clip_to_float16(clip: CLIP) -> None:
     """Convert CLIP's convolutions, matrices and projections to float16, as in the published runs.
 
     LayerNorm, embeddings and everything outside CLIP stay float32. The optimizer's moments follow the weights' dtype.
+    Raises ValueError for weights beyond float16.
     """
+    converted = {}
     for name, parameter in clip.named_parameters():
         is_embedding = name.endswith(("embedding", "token_embedding.weight", "logit_scale"))
         if not is_embedding and not re.search(r"\bln_\w+\.", name):
-            parameter.data = parameter.data.half()
+            parameter.data = converted[f"clip.{name}"] = parameter.data.half()
+    try:
+        check_finite(converted)
+    except ValueError as error:
+        raise ValueError(f"--precision clip_fp16: {error} in float16; choose another --precision") from error

@@ -14,20 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from modules.clip_weights import (
-    OPENAI_MEAN,
-    OPENAI_STD,
-    clip_part,
-    describe_clip,
-    read_clip_weights,
-    without_module_prefix,
-)
+from modules.clip_weights import OPENAI_MEAN, OPENAI_STD, describe_clip, read_clip_weights
 from modules.configuration import CLIP4ClipConfig, check_cross_model
 from modules.distributed import gather_features, get_rank, get_world_size
-from modules.initialization import WeightReport, load_weights
+from modules.initialization import WeightReport, check_clip_weights, load_weights
 from modules.losses import CrossEn, decorrelation_loss
 from modules.module_clip import CLIP
 from modules.module_cross import TransformerClip
+from modules.state_dicts import clip_part, errors_naming, without_wrappers
 from modules.token_interaction import token_interaction_in_blocks
 
 logger = logging.getLogger(__name__)
@@ -51,36 +45,42 @@ class CLIP4Clip(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, cross_model_name: str, state_dict=None, cache_dir: str | None = None, task_config=None
+        cls, cross_model_name: str, state_dict=None, cache_dir: str | None = None, task_config=None, origin: str = ""
     ) -> "CLIP4Clip":
         """Build the model for `task_config` (a namespace of flags) with the weights of `state_dict`.
 
         CLIP's weights come from `pretrained_clip_name` if `state_dict` does not hold them. `.weight_report` and the log
         list the loaded, the newly initialized and the unexpected keys. `cross_model_name` is CLIP4Clip's "cross-base";
-        it names no file here, since all sizes come from the weights.
+        it names no file here, since all sizes come from the weights. `origin` names `state_dict` in errors.
 
-        Raises: ValueError for an unknown name, a shape that differs or a missing weight; FileNotFoundError for a
-        missing file.
+        Raises: ValueError for an unknown name, a shape that differs, a missing weight or one that is not finite;
+        FileNotFoundError for a missing file.
         """
         check_cross_model(cross_model_name)
         config = CLIP4ClipConfig.from_namespace(task_config)
-        source = describe_clip(config.pretrained_clip_name)
+        with errors_naming(origin):
+            weights = without_wrappers(state_dict or {})
+        clip_weights = clip_part(weights)
+        source = describe_clip(config.pretrained_clip_name, is_needed=not clip_weights)
         if source.context_length is not None:  # a file's is known only after reading it
             config.check_lengths(source.context_length)
-        weights = without_module_prefix(state_dict or {})
-        clip_weights = clip_part(weights)
         if not clip_weights:
             clip_weights = read_clip_weights(source, cache_dir)
             weights.update({"clip." + key: value for key, value in clip_weights.items()})
-        clip = CLIP.from_state_dict(
-            clip_weights,
-            linear_patch=config.linear_patch,
-            activation=source.activation,
-            vision_heads=source.vision_heads,
-            transformer_heads=source.transformer_heads,
-        )
-        model = cls(config, clip, source.mean, source.std)
-        model.weight_report = load_weights(model, weights)
+            origin = origin or f"--pretrained_clip_name {source.name}"
+        elif source.is_missing:
+            logger.info("--pretrained_clip_name %s is missing, and not needed: the checkpoint has CLIP", source.name)
+        with errors_naming(origin):
+            check_clip_weights(clip_weights)  # before memory of the sizes that they declare is allocated
+            clip = CLIP.from_state_dict(
+                clip_weights,
+                linear_patch=config.linear_patch,
+                activation=source.activation,
+                vision_heads=source.vision_heads,
+                transformer_heads=source.transformer_heads,
+            )
+            model = cls(config, clip, source.mean, source.std)
+            model.weight_report = load_weights(model, weights)
         model.weight_report.log()
         # not stored in the weights: an evaluation needs the training's --pretrained_clip_name for them
         logger.info("activation %s, frames normalised by mean %s, std %s", source.activation, source.mean, source.std)

@@ -12,6 +12,18 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 LINEAR_PATCHES = ("2d", "3d")
+MAX_WIDENING = 4  # joint width over that of a tower, at most 1 in CLIP: layers of the joint width take bounded memory
+
+# the weights that determine the sizes of a CLIP, and the number of their dimensions
+DIMENSIONS = {
+    "visual.conv1.weight": 4,
+    "visual.positional_embedding": 2,
+    "visual.proj": 2,
+    "positional_embedding": 2,
+    "token_embedding.weight": 2,
+    "visual.transformer.resblocks.0.mlp.c_fc.weight": 2,
+    "transformer.resblocks.0.mlp.c_fc.weight": 2,
+}
 
 
 class QuickGELU(nn.Module):
@@ -349,46 +361,80 @@ def attention_heads(width: int) -> int:
 def clip_sizes(state_dict: dict[str, torch.Tensor]) -> dict[str, int]:
     """Return the sizes of the ViT CLIP with these weights (OpenAI's names) as keyword arguments of `CLIP`.
 
-    Raises: ValueError for a ResNet CLIP, missing weights, or patches that do not form a square.
+    Raises: ValueError for a ResNet CLIP, missing weights, sizes of 0, or patches that do not form a square.
     """
     if "visual.layer1.0.conv1.weight" in state_dict:
         raise ValueError(
             "these are weights of a ResNet CLIP; only the ViT models are supported (ViT-B/32, ViT-B/16, ...)"
         )
-    needed = (
-        "visual.conv1.weight",
-        "visual.positional_embedding",
-        "visual.proj",
-        "positional_embedding",
-        "token_embedding.weight",
-        "visual.transformer.resblocks.0.mlp.c_fc.weight",
-        "transformer.resblocks.0.mlp.c_fc.weight",
-    )
-    missing = [key for key in needed if key not in state_dict]
+    missing = [key for key in DIMENSIONS if key not in state_dict]
     if missing:
         raise ValueError(
             f"these are not weights of a ViT CLIP in OpenAI's form: {', '.join(missing)} missing "
-            f"among {len(state_dict)} keys such as {', '.join(sorted(state_dict)[:3])}"
+            f"among {len(state_dict)} keys such as {sorted(state_dict)[:3]!a}"
         )
-    vision_width, _, patch_size, _ = state_dict["visual.conv1.weight"].shape
-    patches = state_dict["visual.positional_embedding"].shape[0] - 1
+    shapes = {key: tuple(state_dict[key].shape) for key in DIMENSIONS}
+    for key, dimensions in DIMENSIONS.items():
+        if len(shapes[key]) != dimensions or 0 in shapes[key]:
+            raise ValueError(f"{key} has the shape {shapes[key]}, not {dimensions} sizes of at least 1")
+    vision_width, _, patch_size, _ = shapes["visual.conv1.weight"]
+    patches = shapes["visual.positional_embedding"][0] - 1
     side = math.isqrt(patches)
-    if side * side != patches:
+    if side * side != patches or not patches:
         raise ValueError(f"visual.positional_embedding has {patches} patches, which is not a square grid")
-    context_length, transformer_width = state_dict["positional_embedding"].shape
+    context_length, transformer_width = shapes["positional_embedding"]
+    embed_dim = shapes["visual.proj"][1]
+    if embed_dim > MAX_WIDENING * min(vision_width, transformer_width):
+        raise ValueError(
+            f"the joint width is {embed_dim}, more than {MAX_WIDENING} times the smaller of the towers' widths, "
+            f"{vision_width} and {transformer_width}"
+        )
     return {
-        "embed_dim": state_dict["visual.proj"].shape[1],
+        "embed_dim": embed_dim,
         "image_resolution": side * patch_size,
         "vision_layers": count_blocks(state_dict, "visual.transformer.resblocks."),
         "vision_width": vision_width,
         "vision_patch_size": patch_size,
         "context_length": context_length,
-        "vocab_size": state_dict["token_embedding.weight"].shape[0],
+        "vocab_size": shapes["token_embedding.weight"][0],
         "transformer_width": transformer_width,
         "transformer_layers": count_blocks(state_dict, "transformer.resblocks."),
-        "vision_hidden_width": state_dict["visual.transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
-        "transformer_hidden_width": state_dict["transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
+        "vision_hidden_width": shapes["visual.transformer.resblocks.0.mlp.c_fc.weight"][0],
+        "transformer_hidden_width": shapes["transformer.resblocks.0.mlp.c_fc.weight"][0],
     }
+
+
+def clip_shapes(sizes: dict[str, int]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every weight of a CLIP of these `clip_sizes` by OpenAI's names, without building it."""
+    vision, text, joint = sizes["vision_width"], sizes["transformer_width"], sizes["embed_dim"]
+    patch = sizes["vision_patch_size"]
+    shapes: dict[str, tuple[int, ...]] = {
+        "positional_embedding": (sizes["context_length"], text),
+        "text_projection": (text, joint),
+        "logit_scale": (),
+        "token_embedding.weight": (sizes["vocab_size"], text),
+        "visual.class_embedding": (vision,),
+        "visual.positional_embedding": ((sizes["image_resolution"] // patch) ** 2 + 1, vision),
+        "visual.proj": (vision, joint),
+        "visual.conv1.weight": (vision, 3, patch, patch),
+    }
+    for name, width in (("visual.ln_pre", vision), ("visual.ln_post", vision), ("ln_final", text)):
+        shapes |= {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+    for prefix, width, hidden, layers in (
+        ("visual.", vision, sizes["vision_hidden_width"], sizes["vision_layers"]),
+        ("", text, sizes["transformer_hidden_width"], sizes["transformer_layers"]),
+    ):
+        for layer in range(layers):
+            block = f"{prefix}transformer.resblocks.{layer}."
+            shapes |= {
+                f"{block}attn.in_proj_weight": (3 * width, width), f"{block}attn.in_proj_bias": (3 * width,),
+                f"{block}attn.out_proj.weight": (width, width), f"{block}attn.out_proj.bias": (width,),
+                f"{block}mlp.c_fc.weight": (hidden, width), f"{block}mlp.c_fc.bias": (hidden,),
+                f"{block}mlp.c_proj.weight": (width, hidden), f"{block}mlp.c_proj.bias": (width,),
+                f"{block}ln_1.weight": (width,), f"{block}ln_1.bias": (width,),
+                f"{block}ln_2.weight": (width,), f"{block}ln_2.bias": (width,),
+            }  # fmt: skip
+    return shapes
 
 
 def count_blocks(state_dict: dict[str, torch.Tensor], prefix: str) -> int:

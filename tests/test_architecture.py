@@ -27,6 +27,7 @@ ALLOWED_IMPORTS = {
     "engine.arguments": {
         "dataloaders.data_config",
         "engine.flags",
+        "engine.recorded_flags",
         "modules.clip_weights",
         "modules.configuration",
         "modules.heads",
@@ -36,8 +37,9 @@ ALLOWED_IMPORTS = {
     "engine.nonfinite": {"modules.distributed", "modules.whole_files", "util"},
     "engine.output_folder": {"modules.checkpoint", "modules.resume", "util"},
     "engine.progress": {"engine.run_log", "util"},
-    "engine.provenance": {"engine.flags", "modules.whole_files"},
+    "engine.provenance": {"engine.flags", "modules.clip_weights", "modules.whole_files"},
     "engine.record": {"engine.evaluation", "engine.provenance", "engine.run_files", "modules"},
+    "engine.recorded_flags": {"engine.flags", "modules.checkpoint", "modules.clip_weights"},
     "engine.run_files": {"metrics", "modules.checkpoint", "modules.whole_files"},
     "engine.run_log": {"modules.whole_files"},
     "engine.signals": {"util"},
@@ -79,7 +81,8 @@ ALLOWED_IMPORTS = {
     "modules.standard_streams": set(),
     "modules.token_interaction": set(),
     "modules.whole_files": set(),
-    "video_search": {"video_search", "modules", "dataloaders", "engine.flags"},  # whose flags are defined there alone
+    # flags, and their values in a training, are read in the engine alone
+    "video_search": {"video_search", "modules", "dataloaders", "engine.flags", "engine.recorded_flags"},
     "video_search.reading": {"dataloaders.rawvideo_util", "dataloaders.worker_pool"},  # by processes without a model
     "video_search.index_files": {"modules.whole_files", "video_search.stores"},
     "video_search.stored_rows": {"video_search.index_files"},

@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from modules import clip_weights
-from modules.clip_weights import OPENAI_CLIPS, describe_clip, locate_clip, read_clip_weights, read_state_dict
+from modules.clip_weights import OPENAI_CLIPS, describe_clip, locate_clip, read_clip_weights
 from modules.modeling import CLIP4Clip
+from modules.state_dicts import read_state_dict
 from tests.helpers.clip_cases import POSITIONS, VOCABULARY, WIDTH, assert_same_weights, task, tiny_clip, with_prefix
 
 # ---- forms of files ----------------------------------------------------------------------------------------------
@@ -285,6 +286,38 @@ def test_unknown_names_give_the_choices():
         describe_clip("ViT-B-32.pt")  # a file that is not there
     words = ("'ViT-B-32.pt'", *OPENAI_FILES, "MODEL:TAG", ".safetensors")
     assert [word for word in words if word not in str(error.value)] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K", ["Hugging Face", "ViT-B-32:laion2b_s34b_b79k"]),
+        ("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", ["Hugging Face", "ViT-B-32:laion2b_s34b_b79k"]),
+        ("openai/clip-vit-base-patch32", ["Hugging Face", "the same weights are ViT-B/32"]),
+        ("hf-hub:openai/clip-vit-large-patch14-336", ["Hugging Face", "the same weights are ViT-L/14@336px"]),
+        ("hf-hub:someone/their-clip", ["Hugging Face", "MODEL:TAG, or MODEL:FILE"]),
+        ("hf-hub:", ["Hugging Face", "MODEL:TAG, or MODEL:FILE"]),
+        ("local-dir:/models/clip", ["is a folder", "ViT-B-32:/models/clip/open_clip_model.safetensors"]),
+        ("local-dir:", ["is a folder"]),
+        ("models/clip", ["is unknown", "ViT-B/32", "MODEL:TAG"]),
+    ],
+)
+@pytest.mark.parametrize("is_needed", [True, False])
+def test_forms_of_names_that_are_not_supported(name, words, is_needed):
+    with pytest.raises(ValueError) as error:
+        describe_clip(name, is_needed)
+    assert [word for word in (repr(name), *words) if word not in str(error.value)] == []
+
+
+def test_a_missing_file_counts_only_if_it_is_needed():
+    source = describe_clip("/gone/clip.pt", is_needed=False)
+    assert (source.path, source.activation, source.is_missing) == ("/gone/clip.pt", "quick_gelu", True)
+    of_model = describe_clip("ViT-L-14:/gone/clip.pt", is_needed=False)
+    assert (of_model.activation, of_model.vision_heads, of_model.is_missing) == ("gelu", 16, True)
+    for name in ("/gone/clip.pt", "ViT-L-14:/gone/clip.pt", "C:\\gone\\clip.pt"):
+        with pytest.raises(ValueError, match="gone"):
+            describe_clip(name)
+    assert describe_clip("C:\\gone\\clip.pt", is_needed=False).is_missing
 
 
 def test_a_tag_brings_what_weights_do_not_tell():

@@ -35,9 +35,9 @@ from dataloaders.annotations import Annotations
 from engine.run_files import read_metrics, read_ranks
 from metrics import TEXT_TO_VIDEO
 from modules.checkpoint import load_optimizer
-from modules.clip_weights import read_state_dict
 from modules.file_utils import cached_path
 from modules.optimization import BertAdam
+from modules.state_dicts import read_state_dict
 from tests.helpers.reader_cases import data_set
 
 pytestmark = pytest.mark.slow

@@ -121,3 +121,90 @@ def test_a_clip_with_a_smaller_vocabulary_than_the_tokenizer(clip_file):
 def test_a_missing_checkpoint_is_named(clip_file, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"pytorch_model\.bin\.9"):
         init_model(clip_file, "--init_model", str(tmp_path / "pytorch_model.bin.9"))
+
+
+# ---- named files of which nothing can be used --------------------------------------------------------------------
+
+HEAD = {"frame_position_embeddings.weight": torch.ones(12, 32)}
+STRANGE = {
+    "another model": ({"fc.weight": torch.zeros(3, 3)}, "none of its 1 weights", "begin with clip."),
+    "unknown prefix": (with_prefix("net.clip.", tiny_clip()), "none of its 50 weights", "net.clip."),
+    "a CLIP alone": (tiny_clip(), "none of its 50 weights", "give the file by --pretrained_clip_name"),
+    "a head, and more": ({**HEAD, "fc.weight": torch.zeros(3)}, "1 of its 2 weights", "begin with clip."),
+}
+
+
+@pytest.mark.parametrize(("weights", "used", "advice"), STRANGE.values(), ids=STRANGE)
+def test_a_named_file_that_would_not_be_used(clip_file, tmp_path, caplog, weights, used, advice):
+    torch.save(weights, tmp_path / "strange.bin")
+    flags = ["--init_model", str(tmp_path / "strange.bin")]
+    with pytest.raises(ValueError) as error:
+        init_model(clip_file, *flags)
+    words = (f"--init_model {tmp_path / 'strange.bin'} would not be evaluated", used, advice)
+    assert [word for word in words if word not in str(error.value)] == []
+    model = init_model(clip_file, "--do_train", *flags)
+    assert_same_weights(model.clip.state_dict(), tiny_clip())
+    [warning] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "strange.bin" in warning and used in warning and str(clip_file) in warning
+
+
+@pytest.mark.parametrize("run", ["--do_train", "--do_eval"])
+def test_half_of_a_clip_is_not_completed(clip_file, tmp_path, run):
+    whole = with_prefix("clip.", tiny_clip())
+    torch.save({key: value for key, value in whole.items() if "visual" in key}, tmp_path / "half.bin")
+    with pytest.raises(
+        ValueError, match=r"--init_model .*half\.bin: .*positional_embedding, token_embedding.* missing"
+    ):
+        init_model(clip_file, run, "--init_model", str(tmp_path / "half.bin"))
+
+
+@pytest.mark.parametrize("run", ["--do_train", "--do_eval"])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.tensor([torch.nan] * 32), "1 weights are not finite"),
+        (torch.tensor([0.0] * 31 + [torch.inf]), "1 weights are not finite"),
+        (torch.full((32,), 1e300, dtype=torch.float64), "1 weights are not finite"),
+        (torch.ones(32, dtype=torch.int8), "1 weights are not floating-point numbers"),
+        (torch.ones(32, dtype=torch.complex64), "1 weights are not floating-point numbers"),
+    ],
+)
+def test_weights_that_are_not_numbers(clip_file, tmp_path, run, value, message):
+    for name, weights, flag in (
+        ("a.bin", with_prefix("clip.", {**tiny_clip(), "ln_final.weight": value}), "--init_model"),
+        ("clip.bin", {**tiny_clip(), "ln_final.weight": value}, "--pretrained_clip_name"),
+    ):
+        torch.save(weights, tmp_path / name)
+        with pytest.raises(ValueError) as error:
+            init_model(clip_file, run, flag, str(tmp_path / name))
+        assert f"{flag} {tmp_path / name}: {message}" in str(error.value)
+        assert str(error.value).endswith(": clip.ln_final.weight")
+
+
+def test_weights_beyond_float16(clip_file, tmp_path):
+    torch.save({**tiny_clip(), "visual.proj": torch.full((64, 32), 1e6)}, tmp_path / "large.pt")
+    large = ["--pretrained_clip_name", str(tmp_path / "large.pt"), "--precision"]
+    with pytest.raises(ValueError, match=r"clip_fp16: 1 weights are not finite .*: clip\.visual\.proj in float16"):
+        init_model(clip_file, *large, "clip_fp16")
+    init_model(clip_file, *large, "fp32")
+
+
+def test_a_folder_is_told_its_files(tmp_path):
+    for epoch in (2, 10):
+        (tmp_path / f"pytorch_model.bin.{epoch}").touch()
+    flags = ["--do_eval", "--output_dir", str(tmp_path / "out"), "--init_model"]
+    with pytest.raises(FileNotFoundError, match=r"is a folder; give a file in it, such as .*/pytorch_model\.bin\.10$"):
+        main_task_retrieval.main([*flags, str(tmp_path)])
+    step = tmp_path / "resume" / "step-00000012"
+    step.mkdir(parents=True)
+    (step / "model.bin").touch()
+    with pytest.raises(FileNotFoundError, match=r"is a folder; give a file in it, such as .*-00000012/model\.bin$"):
+        main_task_retrieval.main([*flags, str(step)])
+
+
+def test_a_checkpoint_whose_starting_weights_are_elsewhere(clip_file, tmp_path):
+    torch.save(with_prefix("clip.", tiny_clip(seed=1)), tmp_path / "pytorch_model.bin.0")
+    checkpoint = ["--init_model", str(tmp_path / "pytorch_model.bin.0")]
+    for name in ("/gone/clip.pt", "gone/clip.safetensors", "ViT-B-32:/gone/weights.pt"):
+        model = init_model(clip_file, *checkpoint, "--pretrained_clip_name", name)
+        assert_same_weights(model.clip.state_dict(), tiny_clip(seed=1))

@@ -26,7 +26,7 @@ READ = """
     from dataloaders.annotation_files import read_csv, read_json, read_lines
     from dataloaders.dataloader_msvd_retrieval import read_captions
     from modules.checkpoint import load_optimizer
-    from modules.clip_weights import read_state_dict
+    from modules.state_dicts import read_state_dict
 
     READERS = {
         "weights": read_state_dict,

@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from modules.initialization import convert_clip_to_float16
-from modules.module_clip import CLIP, attention_heads, set_grad_checkpointing, trim_padding
+from modules.modeling import CLIP4Clip
+from modules.module_clip import CLIP, attention_heads, clip_shapes, clip_sizes, set_grad_checkpointing, trim_padding
 from modules.optimization import BertAdam
 from scripts.miniature.tiny_clip import tiny_clip_state_dict
+from tests.helpers.clip_cases import task
 from tests.test_modeling import tiny_batch, tiny_model
 
 
@@ -251,3 +253,41 @@ def test_not_a_vit():
 )
 def test_attention_heads(width, heads):
     assert attention_heads(width) == heads
+
+
+def test_shapes_are_those_of_the_model_that_is_built():
+    sizes = clip_sizes(tiny_weights(text_layers=1))
+    assert clip_shapes(sizes) == {key: tuple(value.shape) for key, value in CLIP(**sizes).state_dict().items()}
+
+
+HOSTILE_SHAPES = {
+    "token_embedding.weight": [(10**9, 0), (10**9,), (), (3, 0)],
+    "visual.proj": [(0, 10**9), (), (1, 10**6), (128, 48, 1)],
+    "visual.transformer.resblocks.0.mlp.c_fc.weight": [(10**9, 0), (512,), (512, 64)],
+    "visual.conv1.weight": [(32, 3, 10**6, 0), (64, 3, 0, 0), (128, 3, 8), (128, 3, 8, 9), (128, 4, 8, 8)],
+    "positional_embedding": [(0, 0), (0, 10**9), (20,)],
+    "visual.positional_embedding": [(1, 128), (0, 128), (18, 128), (17, 0)],
+    "ln_final.weight": [(5,), (), (64, 1)],
+    "transformer.resblocks.1.attn.in_proj_weight": [(0, 64), (192,)],
+    "transformer.resblocks.7.ln_1.weight": [(64,)],  # a block of one weight
+    "logit_scale": [(1,), (0,)],
+}
+
+
+@pytest.mark.parametrize(("key", "shape"), [(key, shape) for key in HOSTILE_SHAPES for shape in HOSTILE_SHAPES[key]])
+def test_hostile_shapes_are_refused_before_anything_is_built(tmp_path, monkeypatch, key, shape):
+    path = tmp_path / "hostile.pt"
+    torch.save({**tiny_weights(), key: torch.zeros(shape)}, path)
+    monkeypatch.setattr(CLIP, "__init__", None)
+    with pytest.raises(ValueError, match="not 4 sizes|not 2 sizes|missing|differ in shape|not a square|joint") as error:
+        CLIP4Clip.from_pretrained("cross-base", task_config=task(pretrained_clip_name=str(path)))
+    assert str(path) in str(error.value)
+
+
+def test_keys_that_are_not_texts_are_refused(tmp_path):
+    for key in (5, None, b"x", 1.5, True):
+        torch.save({**tiny_weights(), key: torch.zeros(1)}, tmp_path / "hostile.pt")
+        with pytest.raises(ValueError, match=r"hostile\.pt"):
+            CLIP4Clip.from_pretrained("cross-base", task_config=task(pretrained_clip_name=str(tmp_path / "hostile.pt")))
+        with pytest.raises(ValueError, match="not a text"):
+            CLIP4Clip.from_pretrained("cross-base", {key: torch.zeros(1)}, task_config=task())

@@ -299,8 +299,11 @@ def test_a_checkpoint_without_its_clip_file(tmp_path):
     shutil.copyfile(flags["init_model"], other / "model.bin")
     (other / "flags.json").write_text(json.dumps({**flags, "pretrained_clip_name": "/gone/clip.pt"}))
     assert Encoder.load(other / "model.bin").fingerprint == fingerprint
-    with pytest.raises(ValueError, match="'/gone/clip.pt' is unknown"):
-        Encoder.load(other / "model.bin", pretrained_clip_name="/gone/clip.pt")
+    assert Encoder.load(other / "model.bin", pretrained_clip_name="/away/clip.pt").fingerprint == fingerprint
+    with pytest.raises(ValueError, match="'ViT-B-33' is unknown"):  # not a name of a file
+        Encoder.load(other / "model.bin", pretrained_clip_name="ViT-B-33")
+    with pytest.raises(ValueError, match="'/gone/clip.pt' is unknown"):  # needed, since no checkpoint holds a CLIP
+        Encoder.load(pretrained_clip_name="/gone/clip.pt")
 
 
 def test_the_fingerprint(tmp_path):

@@ -239,7 +239,7 @@ def fingerprint_of(model: CLIP4Clip, settings: Mapping[str, Any]) -> str:
 
     Settings count when the vectors of videos depend on them beyond the weights.
     """
-    source = describe_clip(settings["pretrained_clip_name"])
+    source = describe_clip(settings["pretrained_clip_name"], is_needed=False)
     towers = model.clip.visual.transformer, model.clip.transformer
     facts = {
         **{name: settings[name] for name, flag in ENCODER_FLAGS.items() if flag.decides_videos},

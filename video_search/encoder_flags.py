@@ -7,12 +7,11 @@ of the index, else that in the training's flags.json, else the default.
 import argparse
 import os
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 from engine.flags import FLAGS, Flag, check_minimums
-from modules.checkpoint import FLAGS_FILE, read_flags
-from modules.clip_weights import is_missing_file
+from engine.recorded_flags import check_types, recorded_flags
+from modules.checkpoint import FLAGS_FILE, locate_weights
 
 ENCODER_FLAGS = {name: flag for name, flag in FLAGS.items() if flag.of_encoder}
 
@@ -57,14 +56,10 @@ def resolve_flags(init_model: str | os.PathLike | None, settings: Mapping | None
     given = {name: value for name, value in given.items() if value is not None}
     settings = {name: value for name, value in (settings or {}).items() if name in ENCODER_FLAGS}
     checkpoint = locate_checkpoint(os.fspath(init_model or ""), settings.pop("init_model", ""))
-    recorded = recorded_flags(checkpoint)
-    for source, values in (("flags", given), ("settings of the index", settings), (FLAGS_FILE, recorded)):
+    for source, values in (("flags", given), ("settings of the index", settings)):
         check_types(source, values)
-    values = {name: default_of(flag) for name, flag in ENCODER_FLAGS.items()} | recorded | settings
-    if checkpoint and is_missing_file(values["pretrained_clip_name"]):
-        # A checkpoint holds all of CLIP, and a plain file of weights says nothing beyond them: it is not needed.
-        values["pretrained_clip_name"] = default_of(ENCODER_FLAGS["pretrained_clip_name"])
-    values |= given | {"init_model": checkpoint}
+    defaults = {name: default_of(flag) for name, flag in ENCODER_FLAGS.items()}
+    values = defaults | recorded_flags(checkpoint) | settings | given | {"init_model": checkpoint}
     values["pretrained_clip_name"] = with_whole_path(values["pretrained_clip_name"])
     check_minimums(argparse.Namespace(**values), tuple(ENCODER_FLAGS.values()))
     return values
@@ -86,26 +81,8 @@ def locate_checkpoint(given: str, remembered: str) -> str:
     if not path or "://" in path:
         return path
     path = os.path.abspath(os.path.expanduser(path))
-    if not os.path.isfile(path):
+    try:
+        return str(locate_weights(path))
+    except FileNotFoundError as error:
         advice = "" if given else "; the index was made with it: give its present place by --init_model"
-        raise FileNotFoundError(f"--init_model: no file at {path}{advice}")
-    return path
-
-
-def recorded_flags(checkpoint: str) -> dict[str, Any]:
-    """Return what flags.json beside a checkpoint records of the model; empty for an address or without flags.json."""
-    if not checkpoint or "://" in checkpoint:
-        return {}
-    recorded = read_flags(Path(checkpoint).parent)
-    names = [name for name, flag in ENCODER_FLAGS.items() if flag.is_recorded]
-    return {name: recorded[name] for name in names if recorded.get(name) is not None}
-
-
-def check_types(source: str, values: Mapping) -> None:
-    """Raise ValueError for the first value that is not of its flag's type or not among its choices."""
-    for name, value in values.items():
-        flag = ENCODER_FLAGS[name]
-        if type(value) is not flag.kind:
-            raise ValueError(f"{source}: {name} is {value!r}, not of type {flag.kind.__name__}")
-        if flag.choices and value not in flag.choices:
-            raise ValueError(f"{source}: {name} is {value!r}; choose from {', '.join(map(str, flag.choices))}")
+        raise FileNotFoundError(f"{error}{advice}") from error
