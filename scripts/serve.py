@@ -16,7 +16,6 @@ from video_search.search import VideoSearch
 from video_search.store_flags import add_store_flags, open_store
 
 LOOPBACK_NAMES = ("localhost",)
-SHUTDOWN_SECONDS = 3  # for answers in progress, such as a long video
 
 
 def is_loopback(host: str) -> bool:
@@ -72,14 +71,14 @@ def open_socket(host: str, port: int) -> socket.socket:
 def load_server():
     """Import the modules that serve. Raises SystemExit if the framework is not installed."""
     try:
-        import uvicorn
+        import uvicorn  # noqa: F401 - what is missing is named, whichever module imports it first
 
-        from video_search.web import app as web
+        from video_search.web import app, connections
     except ModuleNotFoundError as error:
         if error.name not in ("cachetools", "fastapi", "starlette", "pydantic", "uvicorn"):
             raise
         sys.exit(f"serve: {error.name} is not installed: pip install fastapi uvicorn cachetools")
-    return uvicorn, web
+    return app, connections
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -124,7 +123,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 def serve(args: argparse.Namespace) -> None:
     """Answer requests until the process ends."""
     check_arguments(args)
-    uvicorn, web = load_server()
+    web, connections = load_server()
     with open_socket(args.host, args.port) as listener, contextlib.closing(open_store(args)) as store:
         search = VideoSearch.open(store=store, init_model=args.init_model)
         is_open = is_unspecified(args.host)
@@ -133,10 +132,6 @@ def serve(args: argparse.Namespace) -> None:
             search, allowed_hosts=[*hosts, socket.gethostname()] if is_open else hosts, any_address=is_open,
             media_roots=args.media_root, max_upload_bytes=args.max_upload_mb << 20,
             decoding_seconds=args.decoding_seconds,
-        )  # fmt: skip
-        settings = uvicorn.Config(
-            app, log_level="warning", access_log=False, server_header=False, proxy_headers=False,
-            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         )  # fmt: skip
         listener.listen()  # before the address is printed, so that its reader can connect at once
         port = listener.getsockname()[1]
@@ -148,7 +143,7 @@ def serve(args: argparse.Namespace) -> None:
                 "names other than this need --allowed_hosts",
                 file=sys.stderr, flush=True,
             )  # fmt: skip
-        uvicorn.Server(settings).run(sockets=[listener])
+        connections.make_server(app).run(sockets=[listener])
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,6 +1,7 @@
 """Limits of the search page's server: the size of a request, and how many it answers at once."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,9 @@ MAX_QUERY_BYTES = 64 << 10  # JSON may write each character as an escape of 12 b
 MAX_WAITING = 64  # searches, the running one included
 MAX_UPLOADS = 4  # each fills the temporary folder with a whole video
 MAX_DECODING = 4  # processes for the frames of results; each upload has another one
+SILENT_SECONDS = 20  # between two parts of a body
+SLOW_SECONDS = 30  # after which a body must have arrived at this rate
+SLOW_BYTES_PER_SECOND = 16 << 10
 
 # A browser revalidates its copy each time, because files and indexes change behind the same address.
 REVALIDATE = {"Cache-Control": "private, no-cache"}
@@ -88,12 +92,23 @@ def require_type(request: Request, media_type: str) -> None:
 
 
 async def limited_body(request: Request, limit: int, refusal: str) -> AsyncIterator[bytes]:
-    """Yield the parts of the body; raise 413 as soon as they, or the announced length, exceed `limit` bytes."""
+    """Yield the parts of the body.
+
+    Raises: 413 as soon as they, or the announced length, exceed `limit` bytes; 408 if they arrive too slowly.
+    """
     announced = request.headers.get("content-length", "0")
     if announced.isdecimal() and int(announced) > limit:
         raise HTTPException(413, refusal)
-    size = 0
-    async for part in request.stream():
+    size, started = 0, time.monotonic()
+    parts = aiter(request.stream())
+    while True:
+        left = started + SLOW_SECONDS + size / SLOW_BYTES_PER_SECOND - time.monotonic()
+        try:
+            part = await asyncio.wait_for(anext(parts), min(SILENT_SECONDS, left))
+        except StopAsyncIteration:
+            return
+        except asyncio.TimeoutError as error:
+            raise HTTPException(408, "The request arrives too slowly.") from error
         size += len(part)
         if size > limit:
             raise HTTPException(413, refusal)
