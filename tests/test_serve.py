@@ -1,19 +1,24 @@
 """The server as a process: an index of real videos, made and served by the commands, and the errors of its flags."""
 
+import contextlib
 import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import serve_load
+from scripts import index as index_videos
 from scripts import serve
 from scripts.miniature.tiny_clip import tiny_clip_state_dict
 from tests.helpers.launch import REPOSITORY, run_python
@@ -95,6 +100,63 @@ def test_from_videos_to_an_answer(index):
         assert json.loads(example[1])["hits"][0]["name"] == first["name"]  # nothing is more like it than itself
         assert server.ask("GET", "/api/about", Host="evil.example")[0] == 400
         assert server.end(signal.SIGINT) == (0, "")
+
+
+def test_an_update_of_the_index_is_seen_without_losing_a_request(index, tmp_path):
+    shutil.copytree(index.parent / "videos", tmp_path / "videos", copy_function=shutil.copy2)
+    shutil.copytree(index, tmp_path / "index")
+    update = [str(tmp_path / "videos"), "--index", str(tmp_path / "index"), "--num_workers", "0", "--moved"]
+    index_videos.main(update)
+    answers, is_updated = [], threading.Event()
+    with Server("--index", tmp_path / "index") as server:
+
+        def search() -> None:
+            body = json.dumps({"text": "a red circle", "top": 20})
+            is_last = False
+            while not is_last:
+                is_last = is_updated.is_set()
+                status, content = server.ask("POST", "/api/search", body)
+                answers.append((status, json.loads(content)))
+
+        searching = threading.Thread(target=search, daemon=True)
+        searching.start()
+        write_clip(tmp_path / "videos" / "new.mp4", 99)
+        (tmp_path / "videos" / "clip03.mp4").unlink()
+        index_videos.main(update)
+        is_updated.set()
+        searching.join(30)
+        assert {status for status, _ in answers} == {200}
+        names = {hit["name"] for hit in answers[-1][1]["hits"]}
+        assert "new.mp4" in names and "clip03.mp4" not in names
+        assert {hit["name"] for hit in answers[0][1]["hits"]} ^ names == {"new.mp4", "clip03.mp4"}
+        (new,) = [hit["video"] for hit in answers[-1][1]["hits"] if hit["name"] == "new.mp4"]
+        assert server.ask("GET", f"/video/{new}")[0] == 200
+
+
+def test_a_server_without_standard_streams(index):
+    """As some daemons start programs: its port cannot be read from its output."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+    command = [sys.executable, "-m", "scripts.serve", "--index", str(index), "--port", str(port)]
+    close_streams = "import os, sys; [os.close(number) for number in range(3)]; os.execv(sys.argv[1], sys.argv[1:])"
+    process = subprocess.Popen([sys.executable, "-c", close_streams, *command], cwd=REPOSITORY)
+    server = Server.__new__(Server)
+    server.process, server.port = process, port
+    try:
+        for _ in range(300):
+            with contextlib.suppress(ConnectionError):
+                assert server.ask("GET", "/api/about")[0] == 200
+                break
+            assert process.poll() is None
+            time.sleep(0.1)
+        else:
+            pytest.fail("the server does not answer")
+        body = (index.parent / "videos" / "clip00.mp4").read_bytes()
+        answer = server.ask("POST", "/api/example", body, **{"Content-Type": "application/octet-stream"})
+        assert answer[0] == 200
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
 
 
 def test_a_public_host_is_warned_of(index):

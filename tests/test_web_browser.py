@@ -15,13 +15,13 @@ from video_search.web.clips import clip_id
 
 pytest.importorskip("fastapi")
 pytest.importorskip("selenium")
-import uvicorn
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 
 from video_search.web.app import create_app
+from video_search.web.connections import make_server
 
 pytestmark = pytest.mark.slow
 
@@ -51,7 +51,7 @@ def search(videos) -> FakeSearch:
 def address(search) -> Iterator[str]:
     """Of a server that searches `videos`."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(search), log_level="warning"))
+    server = make_server(create_app(search))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     yield f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -25,9 +25,51 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def client(folder) -> Iterator[TestClient]:
-    with TestClient(create_app(FakeSearch(folder)), base_url=LOCAL) as client:
+def search(folder) -> FakeSearch:
+    return FakeSearch(folder)
+
+
+@pytest.fixture
+def client(search) -> Iterator[TestClient]:
+    with TestClient(create_app(search), base_url=LOCAL) as client:
         yield client
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Origin": "http://127.0.0.1"}, 200),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://127.0.0.1:9000"}, 403),
+        ({"Sec-Fetch-Site": "same-origin", "Origin": "https://proxied.example"}, 200),
+        ({"Sec-Fetch-Site": "none"}, 200),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+    ],
+)
+def test_other_sites(client, search, headers, status):
+    assert client.post("/api/search", json={"text": "a"}, headers=headers).status_code == status
+    assert client.get(f"/api/similar?video={clip_id('a.mp4')}", headers=headers).status_code == status
+    assert len(search.asked) == (2 if status == 200 else 0)
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:8000", 200),
+        ("localhost", 200),
+        ("[::1]:8000", 200),
+        ("evil.example", 400),
+        ("localhost.evil.example", 400),
+        ("127.0.0.1.evil.example", 400),
+        ("", 400),
+    ],
+)
+def test_hosts(client, host, status):
+    """A name of another site that is made to point here (DNS rebinding) is no name of this server."""
+    for address in ("/", "/api/about", f"/video/{clip_id('a.mp4')}"):
+        assert client.get(address, headers={"Host": host}).status_code == status
 
 
 @pytest.mark.parametrize(

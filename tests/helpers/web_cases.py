@@ -68,8 +68,12 @@ class FakeSearch:
         self.store = FakeStore(folder)
         self.listed = [path for path, state in self.store.files().items() if not state.reason]
         self.asked: list = []
+        self.notice = ""
         reader = partial(RawVideoExtractor(size=32).read_frames_with_times, max_frames=4)
         self.encoder = SimpleNamespace(video_reader=lambda: reader)
+
+    def refresh(self) -> None:
+        """Do nothing: tests set `store` and `notice`."""
 
     def text(self, text: str, top: int):
         self.asked.append((text, top))

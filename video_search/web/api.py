@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field, ValidationError
 
 from dataloaders.rawvideo_util import VideoReadError
@@ -96,7 +97,7 @@ class Searcher:
         self._decoders = Decoders(MAX_UPLOADS, decoding_seconds)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="search")
 
-    async def run(self, request: Request, find: Callable[[], Any]) -> dict:
+    async def run(self, request: Request, find: Callable[[], Any]) -> JSONResponse:
         """Return the results of `find` for the page; a search that still waits when the client leaves is dropped.
 
         Raises: 503 if too many searches wait or the index cannot be read; 422 for a query that cannot be searched for.
@@ -108,9 +109,12 @@ class Searcher:
                 raise HTTPException(422, str(error)) from error
             except OSError as error:
                 raise HTTPException(503, f"The index cannot be searched: {error}") from error
-        return as_json(results, self.clips)
+        try:
+            return JSONResponse(as_json(results, self.clips))  # which refuses numbers that are not finite
+        except ValueError as error:
+            raise HTTPException(503, f"The index cannot be searched: a number is not valid: {error}") from error
 
-    async def by_example(self, request: Request, top: int) -> dict:
+    async def by_example(self, request: Request, top: int) -> JSONResponse:
         """Search with the video that is the body of the request; stop at any point when the client leaves.
 
         Raises: 422 for a file that is not a readable video; 507 if it cannot be kept; errors as in `run`.
@@ -146,13 +150,15 @@ def disk_errors() -> Iterator[None]:
 
 
 def about(search: Any, clips: Clips, max_upload_bytes: int) -> dict:
-    """Return what the page shows of the index, and the limits of a query."""
-    notice = "" if clips.folder.is_dir() else f"The folder of the index, {display_path(str(clips.folder))}, is missing."
+    """Return what the page shows of the index as it is now, and the limits of a query."""
+    search.refresh()
+    missing = f"The folder of the index, {display_path(str(clips.folder))}, is missing."
+    notices = search.notice, "" if clips.folder.is_dir() else missing
     return {
         "videos": len(clips),
         "head": search.store.settings["sim_header"],
         "folder": display_path(clips.folder.name),
-        "notice": notice,
+        "notice": "; ".join(filter(None, notices)),
         "max_characters": MAX_CHARACTERS,
         "max_top": MAX_TOP,
         "max_upload_bytes": max_upload_bytes,
@@ -169,16 +175,16 @@ def api_routes(searcher: Searcher) -> APIRouter:
         return about(search, clips, searcher.max_upload_bytes)
 
     @router.post("/search")
-    async def search_text(request: Request, query: Annotated[TextSearch, Depends(read_text_search)]) -> dict:
+    async def search_text(request: Request, query: Annotated[TextSearch, Depends(read_text_search)]) -> JSONResponse:
         return await searcher.run(request, partial(search.text, query.text, top=query.top))
 
     @router.post("/example")
-    async def search_example(request: Request, top: Top = 10) -> dict:
+    async def search_example(request: Request, top: Top = 10) -> JSONResponse:
         require_type(request, "application/octet-stream")
         return await searcher.by_example(request, top)
 
     @router.get("/similar")
-    async def search_similar(request: Request, video: str, top: Top = 10) -> dict:
+    async def search_similar(request: Request, video: str, top: Top = 10) -> JSONResponse:
         return await searcher.run(request, partial(search.similar, clips.path(video), top=top))
 
     return router

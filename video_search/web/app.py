@@ -48,7 +48,7 @@ def create_app(
         max_upload_bytes: size limit of an example video.
         decoding_seconds: time limit for the frames of a video.
     """
-    clips = Clips(search.store, media_roots)
+    clips = Clips(search, media_roots)
     searcher = Searcher(search, clips, max_upload_bytes, decoding_seconds)
     decoders = Decoders(MAX_DECODING, decoding_seconds)
 

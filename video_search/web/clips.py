@@ -26,28 +26,48 @@ def clip_id(path: str) -> str:
 
 
 class Clips:
-    """The videos that a store lists, by `clip_id`; nothing else can be reached. Safe to use from several threads."""
+    """The videos that the store of a search lists, by `clip_id`; nothing else can be reached.
 
-    def __init__(self, store: Any, media_roots: Sequence[str | os.PathLike] = ()):
-        """`media_roots` are further folders whose files may be shown when links of the index's folder lead there."""
-        self.folder = Path(store.folder)
+    Safe to use from several threads.
+    """
+
+    def __init__(self, search: Any, media_roots: Sequence[str | os.PathLike] = ()):
+        """`search` has the store, another one after an update of the index.
+
+        `media_roots` are further folders whose files may be shown when links of the index's folder lead there.
+        """
+        self._search = search
         self.media_roots = [os.path.realpath(root) for root in media_roots]
-        self._paths = {clip_id(path): path for path, state in store.files().items() if not state.reason}
+        self._listed: tuple[Any, dict[str, str]] = (None, {})  # a store, and its paths by their ids
+        self._paths()
+
+    @property
+    def folder(self) -> Path:
+        return Path(self._search.store.folder)
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._paths())
 
     def add(self, path: str) -> str:
-        """Return the id of a video that the store found, which may have been indexed after this object was made."""
+        """Return the id of a video that the store found, which may have been indexed after the store was opened."""
         name = clip_id(path)
-        self._paths[name] = path
+        self._paths()[name] = path
         return name
 
     def path(self, name: str) -> str:
         """Return the path, relative to the folder, of the video with this id; raise ClipUnavailable."""
-        if name not in self._paths:
+        paths = self._paths()
+        if name not in paths:
             raise ClipUnavailable("The index has no such video.")
-        return self._paths[name]
+        return paths[name]
+
+    def _paths(self) -> dict[str, str]:
+        store, paths = self._listed
+        if store is not self._search.store:
+            store = self._search.store
+            paths = {clip_id(path): path for path, state in store.files().items() if not state.reason}
+            self._listed = store, paths
+        return paths
 
     def open(self, name: str) -> BinaryIO:
         """Open the video's file; its `name` is the path without links.
