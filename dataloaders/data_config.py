@@ -1,6 +1,7 @@
 """The flags that the loaders read, taken from the namespace once and checked there."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dataloaders.annotations import CaptionsOnly
@@ -42,6 +43,7 @@ class DataConfig:
     val_csv: str = "data/.val.csv"
     data_path: str = "data/caption.pickle"
     features_path: str | type[CaptionsOnly] = "data/videos_feature.pickle"
+    exclude: Sequence[str] | None = None
     expand_msrvtt_sentences: bool = False
     max_words: int = 20
     max_frames: int = 100

@@ -45,4 +45,5 @@ def read_split(config: DataConfig, subset: str) -> Annotations:
         flag="--data_path",
         prefix=PREFIX,
         notes=notes,
+        exclude=config.exclude,
     )

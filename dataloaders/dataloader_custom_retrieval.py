@@ -1,7 +1,6 @@
 """Your own data: a csv or JSONL file with `video, caption` and optionally `start, end, split`, a row per caption."""
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 from dataloaders.annotation_files import check_entry, parse_json, read_csv, read_lines
@@ -46,16 +45,17 @@ def read_split(config: DataConfig, subset: str) -> Annotations:
             captions.append(Caption(row["video"].strip(), row["caption"].strip(), start, end))
     if splits and subset not in splits:
         raise ValueError(f"{path} ({flag}) has no row of the split {subset}, only of {', '.join(sorted(splits))}")
-    annotations = locate_captions(captions, config.features_path, source=path, flag=flag, by_name=True)
     notes = (f"ignored columns: {', '.join(sorted(ignored))}",) if ignored else ()
-    return _named_by_file(annotations, Path(config.features_path), notes) if annotations.video_paths else annotations
-
-
-def _named_by_file(annotations: Annotations, folder: Path, notes: tuple[str, ...]) -> Annotations:
-    """Return the annotations with each file's path below `folder` as its id: two spellings of a name are one video."""
-    names = {video_id: path.relative_to(folder).as_posix() for video_id, path in annotations.video_paths.items()}
-    captions = [replace(caption, video_id=names[caption.video_id]) for caption in annotations.captions]
-    return Annotations(captions, {names[video_id]: path for video_id, path in annotations.video_paths.items()}, notes)
+    return locate_captions(
+        captions,
+        config.features_path,
+        source=path,
+        flag=flag,
+        by_name=True,
+        named_by_file=True,
+        notes=notes,
+        exclude=config.exclude,
+    )
 
 
 def _read_rows(path: Path, flag: str) -> list[tuple[int, dict]]:

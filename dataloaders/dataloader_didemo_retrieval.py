@@ -26,5 +26,10 @@ def read_split(config: DataConfig, subset: str) -> Annotations:
     texts = texts_of_split(read_ids(listing, "--data_path"), descriptions, listing, source)
     captions = [Caption(video_id, " ".join(found), START, END) for video_id, found in texts.items()]
     return locate_captions(
-        captions, config.features_path, source=f"{listing} with {source}", flag="--data_path", by_name=True
+        captions,
+        config.features_path,
+        source=f"{listing} with {source}",
+        flag="--data_path",
+        by_name=True,
+        exclude=config.exclude,
     )

@@ -32,4 +32,4 @@ def read_split(config: DataConfig, subset: str) -> Annotations:
                 f"{', '.join(FIELDS)}"
             )
         captions.append(Caption(fields[0].strip(), fields[-1].strip()))
-    return locate_captions(captions, config.features_path, source=source, flag="--data_path")
+    return locate_captions(captions, config.features_path, source=source, flag="--data_path", exclude=config.exclude)

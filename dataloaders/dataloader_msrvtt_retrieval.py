@@ -24,11 +24,13 @@ def read_split(config: DataConfig, subset: str) -> Annotations:
         texts = texts_of_split(video_ids, texts, csv_path, json_path, "--train_csv, --data_path")
         captions = [Caption(name, text) for name, found in texts.items() for text in found]
         source, flags = f"{csv_path} with {json_path}", "--train_csv, --data_path"
-        return locate_captions(captions, config.features_path, source=source, flag=flags)
+        return locate_captions(captions, config.features_path, source=source, flag=flags, exclude=config.exclude)
 
     rows = read_csv(config.val_csv, "--val_csv", ["video_id", "sentence"])
     captions = [Caption(row["video_id"], row["sentence"]) for _, row in rows]
-    return locate_captions(captions, config.features_path, source=config.val_csv, flag="--val_csv")
+    return locate_captions(
+        captions, config.features_path, source=config.val_csv, flag="--val_csv", exclude=config.exclude
+    )
 
 
 def _read_sentences(path: Path) -> dict[str, list[str]]:

@@ -25,7 +25,9 @@ def read_split(config: DataConfig, subset: str) -> Annotations:
     video_ids = read_ids(listing, "--data_path")
     texts = texts_of_split(video_ids, read_captions(source), listing, source)
     captions = [Caption(video_id, text) for video_id, found in texts.items() for text in found]
-    return locate_captions(captions, config.features_path, source=f"{listing} with {source}", flag="--data_path")
+    return locate_captions(
+        captions, config.features_path, source=f"{listing} with {source}", flag="--data_path", exclude=config.exclude
+    )
 
 
 def read_captions(path: Path) -> dict[str, list[str]]:

@@ -58,6 +58,8 @@ def add_flags(group, flags: Sequence[Flag]) -> None:
             options["action"] = UnreadFlag
         if flag.kind is not bool:
             options |= {"type": flag.kind, "choices": list(flag.choices) or None, "required": flag.required}
+            if flag.is_repeatable:
+                options |= {"action": "append", "metavar": "PATTERN"}
         elif flag.is_read:
             options["action"] = "store_true"
         else:

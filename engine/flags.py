@@ -12,6 +12,7 @@ from typing import Any
 from dataloaders.data_dataloaders import DATALOADER_DICT
 from dataloaders.frame_cache import FRAME_FORMATS
 from dataloaders.unreadable import MAX_UNREADABLE_SHARE, UNREADABLE_VIDEO_POLICIES
+from dataloaders.video_files import EXCLUDE_HELP
 from modules.configuration import AGG_MODULES, AGGREGATING_HEADERS, CROSS_MODELS, GATHERS, SIM_HEADERS
 from modules.losses import CDCR_MODES
 from modules.module_clip import LINEAR_PATCHES
@@ -31,6 +32,7 @@ class Flag:
         minimum: least value of a number, 0 or 1; None where there is no bound, or another check.
         decides_numbers: two runs that differ in this flag alone may have different metrics.
         names_data: the value is a path of which only the last part decides the numbers: the files may lie anywhere.
+        is_repeatable: it may be given several times; the value is a list, or None.
         is_read: False for flags that CLIP4Clip parses and never reads.
         of_encoder: index, embed and show_wti have it: it decides how a checkpoint reads videos and texts.
         encoder_default, encoder_help: its default and help there, where they differ.
@@ -48,6 +50,7 @@ class Flag:
     aliases: tuple[str, ...] = ()
     decides_numbers: bool = True
     names_data: bool = False
+    is_repeatable: bool = False
     is_read: bool = True
     of_encoder: bool = False
     encoder_default: Any = None
@@ -106,6 +109,7 @@ DATA_FLAGS = (
         "features_path", str, "data/videos_feature.pickle", "folder of the videos, searched recursively",
         names_data=True,
     ),
+    Flag("exclude", str, None, EXCLUDE_HELP, decides_numbers=False, is_repeatable=True),
     Flag(
         "expand_msrvtt_sentences", bool, False,
         "MSR-VTT: every caption is a training sample; otherwise one random caption per video and epoch",

@@ -21,11 +21,22 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from dataloaders.annotations import VIDEO_EXTENSIONS, first_names, require_path, walk_files
 from dataloaders.frame_cache import remove_abandoned
 from dataloaders.rawvideo_util import RawVideoExtractor, VideoReadError
 from dataloaders.unreadable import write_reasons
 from dataloaders.video_decoding import VideoReader
+from dataloaders.video_files import (
+    BESIDE_A_FILM,
+    EXCLUDE_HELP,
+    MAIN_EXTENSIONS,
+    NOT_A_VIDEO,
+    FolderWalk,
+    describe_passed_over,
+    first_names,
+    is_video,
+    require_path,
+    walk_folder,
+)
 from dataloaders.worker_pool import ProcessDied, available_cores, run_tasks
 from modules.standard_streams import open_standard_streams
 from scripts.check_data.data_files import LOSS_TOLERANCE, promised_end
@@ -33,16 +44,20 @@ from scripts.check_data.data_files import LOSS_TOLERANCE, promised_end
 FAILURES_FILE = "compress_failures.csv"
 OUTCOMES = ("compressed", "kept", "failed")
 PRELOAD = ("av", "dataloaders.rawvideo_util")  # the slow imports of this file
-EXTENSIONS = (*VIDEO_EXTENSIONS, ".")  # DiDeMo's list has names that end in a bare dot
 CRF = 18  # x264's scale of quality: no visible loss, and the files are small enough
 REORDERED_FRAMES = 16  # no H.264 or HEVC stream reorders more frames
 TIME_TOLERANCE = 0.002  # seconds; some containers store times in whole milliseconds
 LONGEST_FRAME = 600.0  # seconds; times that jump farther are damaged, and would fill the disk with one frame
 UNFINISHED_SUFFIX = ".unfinished"
 
+Job = tuple[Path, Path]
+"""A video and its copy."""
 
-def find_jobs(input_root: Path, output_root: Path) -> list[tuple[Path, Path]]:
+
+def find_jobs(input_root: Path, output_root: Path, walk: FolderWalk | None = None) -> list[Job]:
     """Return every video below `input_root` with the path of its copy, sorted.
+
+    `walk` is that of `input_root`, if it was made before; what is no original is added to its `passed_over`.
 
     Raises:
         FileNotFoundError: `input_root` is not a folder.
@@ -55,21 +70,31 @@ def find_jobs(input_root: Path, output_root: Path) -> list[tuple[Path, Path]]:
             f"--input_root {input_root} and --output_root {output_root} must lie apart: copies would be taken for "
             "originals, or replace them"
         )
-    sources: dict[Path, list[Path]] = {}
-    for entry in walk_files(input_root):
-        stem, extension = os.path.splitext(entry.path)
-        if extension.lower() in EXTENSIONS:
-            target = output_root / Path(f"{stem}.mp4").relative_to(input_root)
-            sources.setdefault(target, []).append(Path(entry.path))
+    walk = walk or walk_folder(input_root)
+    sources: dict[str, list[str]] = {}
+    for path, entry in walk.files.items():
+        # DiDeMo's list has names that end in a bare dot.
+        if path.endswith(".") or is_video(entry):
+            sources.setdefault(f"{os.path.splitext(path)[0]}.mp4", []).append(path)
+        else:
+            walk.passed_over[path] = NOT_A_VIDEO
     if not sources:
-        raise ValueError(f"no video below {input_root} (--input_root); known extensions are {', '.join(EXTENSIONS)}")
-    shared = [" and ".join(map(str, sorted(paths))) for paths in sources.values() if len(paths) > 1]
+        passed_over = describe_passed_over(walk.passed_over)
+        raise ValueError(f"no video below {input_root} (--input_root)" + (f"; {passed_over}" if passed_over else ""))
+    for target, paths in sources.items():
+        films = [path for path in paths if os.path.splitext(path)[1].lower() in (*MAIN_EXTENSIONS, ".")]
+        if films and len(films) < len(paths):
+            walk.passed_over |= dict.fromkeys(set(paths) - set(films), BESIDE_A_FILM)
+            sources[target] = films
+    shared = [
+        " and ".join(str(input_root / path) for path in sorted(paths)) for paths in sources.values() if len(paths) > 1
+    ]
     if shared:
         raise ValueError(f"{len(shared)} copies would have more than one original; keep one of {first_names(shared)}")
-    return sorted((paths[0], target) for target, paths in sources.items())
+    return sorted((input_root / paths[0], output_root / target) for target, paths in sources.items())
 
 
-def compress_or_keep(job: tuple[Path, Path], fps: int, size: int) -> tuple[str, str]:
+def compress_or_keep(job: Job, fps: int, size: int) -> tuple[str, str]:
     """Make the copy of `job` (original, copy) unless it exists; return one of `OUTCOMES` and a failure's reason."""
     source, target = job
     try:
@@ -213,7 +238,7 @@ def check_copy(path: Path, frame_count: int, fps: int) -> None:
         )
 
 
-def compress_all(jobs: list[tuple[Path, Path]], fps: int, size: int, processes: int) -> dict[str, list]:
+def compress_all(jobs: list[Job], fps: int, size: int, processes: int) -> dict[str, list]:
     """Make all copies; return the originals by outcome (`OUTCOMES`), with the reasons of failures, sorted."""
     outcomes: dict[str, list[tuple[Path, str]]] = {outcome: [] for outcome in OUTCOMES}
     results = run_tasks(partial(compress_or_keep, fps=fps, size=size), jobs, processes, PRELOAD)
@@ -233,6 +258,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--input_root", type=Path, required=True, help="folder of the videos, searched recursively")
     parser.add_argument("--output_root", type=Path, required=True, help="folder of the copies")
+    parser.add_argument("--exclude", action="append", default=[], metavar="PATTERN", help=EXCLUDE_HELP)
     parser.add_argument("--fps", type=int, default=3, help="frames per second of the copies")
     parser.add_argument("--size", type=int, default=224, help="pixels of the shorter side, an even number")
     parser.add_argument("--num_workers", type=int, default=available_cores(), help="processes")
@@ -247,16 +273,22 @@ def main(argv: list[str] | None = None) -> None:
             raise ValueError(f"--fps {args.fps} and --num_workers {args.num_workers} must be at least 1")
         if args.size < 2 or args.size % 2:
             raise ValueError(f"--size {args.size} must be even, as H.264 needs it, and at least 2")
-        jobs = find_jobs(args.input_root, args.output_root)
+        walk = walk_folder(require_path(args.input_root, "--input_root", folder=True), args.exclude)
+        jobs = find_jobs(args.input_root, args.output_root, walk)
         args.output_root.mkdir(parents=True, exist_ok=True)
         for folder in {target.parent for _, target in jobs}:
             remove_abandoned(folder, f".*{UNFINISHED_SUFFIX}")
         outcomes = compress_all(jobs, args.fps, args.size, args.num_workers)
+        outcomes["failed"] += [
+            (args.input_root / path, f"it cannot be read: {error.strerror}") for path, error in walk.errors.items()
+        ]
         write_reasons(args.output_root / FAILURES_FILE, outcomes["failed"])
     except (OSError, ValueError) as error:
         sys.exit(f"compress_videos: {error}")
     except KeyboardInterrupt:
         sys.exit("compress_videos: interrupted; the same command continues from here")
+    if walk.passed_over:
+        print(describe_passed_over(walk.passed_over))
     print(", ".join(f"{len(sources)} {outcome}" for outcome, sources in outcomes.items()))
     for source, reason in outcomes["failed"]:
         print(f"{source}: {reason}", file=sys.stderr)

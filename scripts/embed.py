@@ -21,12 +21,14 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from dataloaders.annotation_files import read_text
 from dataloaders.annotations import require_path
+from dataloaders.video_files import EXCLUDE_HELP, describe_passed_over
 from modules.standard_streams import open_standard_streams
 from modules.whole_files import atomic_write
 from video_search.encoder import Encoder
@@ -36,17 +38,23 @@ from video_search.reading import UnreadableFile, add_num_workers, check_num_work
 from video_search.vectors import VideoVectors
 
 
-def list_videos(places: list[str]) -> tuple[list[str], list[UnreadableFile]]:
-    """Return the files among the places and all videos below the folders, each once, and the unreadable ones."""
-    files, unreadable = [], []
+def list_videos(
+    places: list[str], exclude: Sequence[str] = ()
+) -> tuple[list[str], list[UnreadableFile], dict[str, str]]:
+    """Return the files among the places and all videos below the folders, each once; unreadable ones; passed over ones.
+
+    The last are paths with one of `video_files.KINDS`. `exclude` are patterns for what is below the folders.
+    """
+    files, unreadable, passed_over = [], [], {}
     for place in places:
         if Path(place).is_dir():
-            listing = find_files(Path(place))
+            listing = find_files(Path(place), exclude)
             files += [str(Path(place) / path) for path in listing.files]
             unreadable += listing.unreadable
+            passed_over |= {str(Path(place) / path): kind for path, kind in listing.walk.passed_over.items()}
         else:
             files.append(str(require_path(place, "--videos")))
-    return list(dict.fromkeys(files)), unreadable
+    return list(dict.fromkeys(files)), unreadable, passed_over
 
 
 def embed_videos(
@@ -94,6 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
     wanted = parser.add_mutually_exclusive_group(required=True)
     wanted.add_argument("--videos", nargs="+", metavar="PATH", help="files and folders of videos")
     wanted.add_argument("--texts", metavar="FILE", help="one text per line")
+    parser.add_argument("--exclude", action="append", default=[], metavar="PATTERN", help=EXCLUDE_HELP)
     parser.add_argument("--output", type=Path, required=True, help="the .npz file to write")
     add_num_workers(parser)
     add_encoder_flags(parser)
@@ -108,13 +117,15 @@ def embed(args: argparse.Namespace) -> None:
     if not args.output.parent.is_dir():
         raise NotADirectoryError(f"--output {args.output}: the folder {args.output.parent} does not exist")
     texts = read_texts(args.texts) if args.texts else []
-    files, unreadable = list_videos(args.videos or [])
+    files, unreadable, passed_over = list_videos(args.videos or [], args.exclude)
     encoder = Encoder.load(**given_flags(args))
     if texts:
         arrays = embed_texts(encoder, texts)
     else:
         arrays, undecoded = embed_videos(encoder, files, args.num_workers)
         unreadable += undecoded
+    if passed_over:
+        print(describe_passed_over(passed_over), file=sys.stderr)
     for file in unreadable:
         print(f"unreadable: {file.path!a}: {file.reason}", file=sys.stderr)
     if not arrays:

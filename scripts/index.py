@@ -1,13 +1,15 @@
 """Make videos searchable: `python -m scripts.index FOLDER --index DIR [--init_model CKPT]`
 
 Encodes the videos below FOLDER. Further runs encode only new and changed videos, remove deleted ones from the index,
-and continue after an interruption. Unreadable files are listed at the end, and in DIR/bad_videos.csv.
+and continue after an interruption. Videos whose folder is missing, empty or unreadable, as on a disk that is unplugged,
+are kept. Unreadable files are listed at the end, and in DIR/bad_videos.csv.
 """
 
 import argparse
 from pathlib import Path
 
 from dataloaders.unreadable import write_reasons
+from dataloaders.video_files import EXCLUDE_HELP, describe_passed_over, first_names
 from modules.standard_streams import open_standard_streams
 from video_search.encoder import Encoder
 from video_search.encoder_flags import add_encoder_flags, given_flags
@@ -53,12 +55,27 @@ def print_checks(summary: Summary) -> None:
         print(f"checksums added to {summary.unchecked} videos, whose vectors were taken as they were")
 
 
+def describe_out_of_reach(paths: list[str]) -> str:
+    """Return one line on the videos that were kept without their files; "" without any."""
+    if not paths:
+        return ""
+    return (
+        f"kept: {len(paths)} videos whose folder is missing, empty or unreadable, or whose link has lost its target "
+        f"({first_names(paths)}); --remove_missing removes them"
+    )
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", metavar="FOLDER", help="folder of videos, subfolders included")
     add_store_flags(parser)
     add_num_workers(parser)
     parser.add_argument("--moved", action="store_true", help="the videos of the index are now below FOLDER")
+    parser.add_argument("--exclude", action="append", default=[], metavar="PATTERN", help=EXCLUDE_HELP)
+    parser.add_argument(
+        "--remove_missing", action="store_true",
+        help="remove videos whose folder is missing, empty or unreadable, or whose link has lost its target",
+    )  # fmt: skip
     parser.add_argument("--retry_bad", action="store_true", help="read unchanged unreadable files again")
     add_encoder_flags(parser)
     return parser
@@ -72,12 +89,18 @@ def index(args: argparse.Namespace) -> None:
     store = open_store_for_writing(args)
     try:
         encoder = Encoder.load(settings=store.settings, **given_flags(args))
-        summary = update(store, args.folder, encoder, args.num_workers, args.moved, args.retry_bad, progress=True)
+        summary = update(
+            store, args.folder, encoder, args.num_workers, args.moved, args.retry_bad, progress=True,
+            exclude=args.exclude, remove_missing=args.remove_missing,
+        )  # fmt: skip
         store.compact()
         if store.directory is not None:
             write_reasons(store.directory / UNREADABLE_FILE, [(one.path, one.reason) for one in summary.unreadable])
         print_checks(summary)
         print_unreadable_files(summary.unreadable)
+        for line in (describe_passed_over(summary.passed_over), describe_out_of_reach(summary.out_of_reach)):
+            if line:
+                print(line)
         print(describe(summary, store))
     finally:
         store.close()

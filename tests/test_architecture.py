@@ -45,7 +45,9 @@ ALLOWED_IMPORTS = {
     "engine.signals": {"util"},
     "dataloaders": {"dataloaders"},
     "dataloaders.annotation_files": {"dataloaders.annotations"},
-    "dataloaders.annotations": set(),
+    "dataloaders.annotations": {"dataloaders.video_files", "dataloaders.video_lookup"},
+    "dataloaders.video_files": set(),
+    "dataloaders.video_lookup": {"dataloaders.video_files"},
     "dataloaders.data_config": {
         "dataloaders.annotations",
         "dataloaders.frame_cache",
@@ -92,7 +94,7 @@ ALLOWED_IMPORTS = {
     "video_search.web.decoding": {"dataloaders.rawvideo_util"},  # by processes without a model
     "scripts": LIBRARIES | {"scripts", "engine", "video_search"},
     "scripts.embed": {"dataloaders", "modules.standard_streams", "modules.whole_files", "video_search"},
-    "scripts.index": {"dataloaders.unreadable", "modules.standard_streams", "video_search"},
+    "scripts.index": {"dataloaders.unreadable", "dataloaders.video_files", "modules.standard_streams", "video_search"},
     "scripts.search": {"dataloaders.rawvideo_util", "modules.standard_streams", "video_search"},
     "scripts.serve": {"modules.standard_streams", "video_search"},
     "scripts.show_wti": {"scripts.show_wti", "dataloaders", "modules", "video_search.encoder_flags"},

@@ -78,6 +78,7 @@ OUR_FLAGS = [
     ("frame_cache", str, None),
     ("frame_cache_format", str, "exact"),
     ("bad_videos", str, "fail"),
+    ("exclude", str, None),
     ("agg_module", str, "none"),
     ("wti_arch", int, 2),
     ("wti_padding", str, "zero"),
@@ -153,7 +154,7 @@ def test_list_of_flags():
 
 def test_tables_of_flags_have_no_doubles():
     names = [name for name, _, _ in CLIP4CLIP_FLAGS + OUR_FLAGS]
-    assert len(names) == len(set(names)) == 54 + 25
+    assert len(names) == len(set(names)) == 54 + 26
 
 
 def parse(*flags: str):

@@ -161,6 +161,18 @@ def test_folders_names_and_what_is_no_video(tmp_path):
     assert find_jobs(tmp_path / "in", tmp_path / "out") == sorted(jobs)
 
 
+def test_previews_beside_a_film_and_what_is_left_out_have_no_copy(tmp_path, capsys):
+    touch(tmp_path / "in", "a.mp4", "a.lrv", "a.gif", "b.gif", "._a.mp4", "@eaDir/a.mp4", "x/old.mp4")
+    (tmp_path / "in" / "loop.mp4").symlink_to("loop.mp4")
+    message, out, _ = run_here(capsys, tmp_path / "in", tmp_path / "out", "--exclude", "x/*")
+    assert "2 hidden or of the system (._a.mp4, @eaDir)" in out
+    assert "1 excluded by --exclude (x/old.mp4), 2 beside a film of the same name (a.gif, a.lrv)" in out
+    rows = (tmp_path / "out" / "compress_failures.csv").read_text().splitlines()
+    names = [Path(row.split(",")[0]).name for row in rows[1:]]
+    assert (names, "Too many levels" in rows[-1]) == (["a.mp4", "b.gif", "loop.mp4"], True)
+    assert "3 failed" in message
+
+
 def test_two_originals_of_one_copy_are_an_error_before_anything_starts(tmp_path, capsys):
     touch(tmp_path / "in", "x/a.mp4", "x/a.MOV", "x/b.mp4")
     message, _, _ = run_here(capsys, tmp_path / "in", tmp_path / "out")

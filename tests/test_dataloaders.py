@@ -53,6 +53,7 @@ def args(tmp_path) -> Namespace:
         val_csv=str(tmp_path / "test.csv"),
         data_path=str(tmp_path / "data.json"),
         features_path=str(tmp_path / "videos"),
+        exclude=None,
         expand_msrvtt_sentences=False,
         batch_size=4,
         batch_size_val=2,

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dataloaders import video_files
 from dataloaders.unreadable import write_reasons
 from tests.helpers.search_cases import (
     FakeEncoder,
@@ -117,6 +118,70 @@ def test_a_folder_that_cannot_be_read_keeps_its_videos(made, videos, encoder, mo
     monkeypatch.setattr(os, "scandir", partial(scan, shut=videos.name))
     with pytest.raises(PermissionError):
         run_update(made, videos, encoder)
+
+
+def test_videos_out_of_reach_are_kept(tmp_path, encoder):
+    """A disk behind links, a mount point, and a folder that vanished; deleted files of other folders are removed."""
+    folder, disk, index = tmp_path / "videos", tmp_path / "disk", tmp_path / "index"
+    write_files(folder, {"a.mp4": "a", "b.mp4": "b", "mounted/c.mp4": "c", "mounted/d.mp4": "d", "2019/e.mp4": "e"})
+    write_files(disk, {"films/f.mp4": "f", "films/deep/g.mp4": "g"})
+    (folder / "nas").symlink_to(disk / "films", target_is_directory=True)
+    (folder / "link.mp4").symlink_to(disk / "films" / "f.mp4")
+    assert counts(run_update(index, folder, encoder)) == (8, 0, 0, 0, 0)
+    encoder.calls_since()
+    for name in ("disk", "videos/mounted", "videos/2019"):
+        (tmp_path / name).rename(tmp_path / f"{Path(name).name}.away")
+    (folder / "mounted").mkdir()
+    write_files(folder / "mounted", {".DS_Store": "hidden files leave a folder empty"})
+    (folder / "b.mp4").unlink()
+    summary = run_update(index, folder, encoder)
+    kept = ["2019/e.mp4", "link.mp4", "mounted/c.mp4", "mounted/d.mp4", "nas/deep/g.mp4", "nas/f.mp4"]
+    assert (counts(summary), summary.out_of_reach) == ((0, 0, 1, 7, 0), kept)
+    assert summary.passed_over == {
+        "mounted/.DS_Store": video_files.HIDDEN,
+        "link.mp4": video_files.BROKEN_LINK,
+        "nas": video_files.BROKEN_LINK,
+    }
+    for file in (folder / "mounted").iterdir():
+        file.unlink()
+    (folder / "mounted").rmdir()
+    for name in ("disk", "videos/mounted", "videos/2019"):
+        (tmp_path / f"{Path(name).name}.away").rename(tmp_path / name)
+    (folder / "mounted" / "c.mp4").unlink()
+    assert counts(run_update(index, folder, encoder)) == (0, 0, 1, 6, 0)
+    assert encoder.calls_since() == []
+    check_index(index, folder)
+
+
+def test_videos_out_of_reach_are_removed_by_the_flag(tmp_path, encoder):
+    folder, index = tmp_path / "videos", tmp_path / "index"
+    write_files(folder, {"a.mp4": "a", "2019/e.mp4": "bad", "2019/f.mp4": "f"})
+    run_update(index, folder, encoder)
+    shutil.rmtree(folder / "2019")
+    assert counts(run_update(index, folder, encoder)) == (0, 0, 0, 2, 0)
+    summary = run_update(index, folder, encoder, remove_missing=True)
+    assert (counts(summary), summary.out_of_reach) == ((0, 0, 1, 1, 0), [])
+    check_index(index, folder)
+    assert list(IndexReader.open(index).files()) == ["a.mp4"]
+
+
+def test_excluded_videos_are_removed_and_not_found(tmp_path, encoder):
+    folder, index = tmp_path / "videos", tmp_path / "index"
+    write_files(folder, {"a.mp4": "a", "proxies/a.mp4": "b", "proxies/deep/a.mp4": "c", "a.lrv": "d"})
+    assert counts(run_update(index, folder, encoder)) == (4, 0, 0, 0, 0)
+    summary = run_update(index, folder, encoder, exclude=["prox*", "*.lrv"])
+    assert (counts(summary), summary.out_of_reach) == ((0, 0, 3, 1, 0), [])
+    assert set(summary.passed_over) == {"proxies", "a.lrv"}
+
+
+def test_an_entry_that_cannot_be_looked_at_is_listed(tmp_path, encoder):
+    folder, index = tmp_path / "videos", tmp_path / "index"
+    write_files(folder, {"a.mp4": "a"})
+    (folder / "loop.mp4").symlink_to("loop.mp4")
+    summary = run_update(index, folder, encoder)
+    (unread,) = summary.unreadable
+    assert (unread.path, unread.is_transient, "Too many levels" in unread.reason) == ("loop.mp4", True, True)
+    assert counts(summary) == (1, 0, 0, 0, 1)
 
 
 def test_any_history_leaves_what_is_in_the_folder(tmp_path, encoder, monkeypatch):

@@ -1,13 +1,21 @@
 """Keep the vectors of a folder of videos up to date: `update`, in any `WritableStore`."""
 
-import contextlib
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from dataloaders.annotations import SURROGATE, VIDEO_EXTENSIONS, require_path, walk_files
+from dataloaders.annotations import SURROGATE, require_path
+from dataloaders.video_files import (
+    BROKEN_LINK,
+    FolderWalk,
+    describe_passed_over,
+    is_left_out,
+    split_videos,
+    walk_folder,
+)
 from video_search.encoder import Encoder
 from video_search.reading import UnreadableFile
 from video_search.stores import FileState, Store, WritableStore
@@ -20,7 +28,11 @@ COMMIT_SECONDS = 60.0  # work that a killed update may lose
 class Summary:
     """Counts of files of an update; `unreadable` lists all such files of the folder, including those known before.
 
-    A video whose file has become unreadable counts as removed, one in a folder that cannot be listed as unchanged.
+    A video whose file has become unreadable counts as removed, one that is out of reach as unchanged.
+
+    Attributes:
+        out_of_reach: paths of videos that were kept although their files were not found (`is_out_of_reach`).
+        passed_over: what is no video of the folder, with one of `video_files.KINDS`.
     """
 
     added: int = 0
@@ -32,6 +44,8 @@ class Summary:
     unreadable: list[UnreadableFile] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)  # videos whose vectors in the index were damaged; encoded again
     unchecked: int = 0  # videos of an index without checksums, which have them now
+    out_of_reach: list[str] = field(default_factory=list)
+    passed_over: dict[str, str] = field(default_factory=dict)
 
     def count(self, path: str, result: VideoVectors | UnreadableFile, is_new: bool) -> None:
         """Count a file that was read."""
@@ -52,18 +66,22 @@ def update(
     moved: bool = False,
     retry_bad: bool = False,
     progress: bool = False,
+    exclude: Sequence[str] = (),
+    remove_missing: bool = False,
 ) -> Summary:
     """Update `store` to hold the vectors of exactly the videos below `folder`; only new and changed ones are encoded.
 
     A file is unchanged if its path below the folder, its size and its modification time are. Changes are committed
     about once a minute and when the user interrupts, and the next update continues from there. Files that could not be
-    opened are read again by every update; videos in a folder that cannot be listed are kept. Videos whose vectors in
-    the store are damaged are encoded again.
+    opened are read again by every update. A file that was deleted is removed; one that is out of reach is kept. Videos
+    whose vectors in the store are damaged are encoded again.
 
     Args:
         processes, progress: as in `Encoder.videos`.
         moved: the videos of the store are now below `folder`.
         retry_bad: read unchanged unreadable files again.
+        exclude: patterns of `video_files.left_out`.
+        remove_missing: remove videos that are out of reach, too.
 
     Raises: FileNotFoundError if the folder is missing; ValueError if it has no video, if the store has videos of
     another folder or vectors of another encoder, or if the encoder makes vectors that are not finite.
@@ -72,9 +90,9 @@ def update(
     folder = require_path(folder, "FOLDER", folder=True).resolve()
     check_same_folder(store, folder, moved)
     check_same_encoder(store, encoder)
-    listing = find_files(folder)
+    listing = find_files(folder, exclude)
     found, known = listing.files, store.files()
-    summary = Summary(unreadable=listing.unreadable)
+    summary = Summary(unreadable=listing.unreadable, passed_over=listing.walk.passed_over)
     store.begin(encoder.settings, encoder.fingerprint, folder)
     damaged, unchecked = store.check()
     summary.damaged, summary.unchecked = sorted(damaged), unchecked
@@ -89,11 +107,13 @@ def update(
             summary.unchanged += 1
     for path in damaged:
         store.remove(path)  # at once: an interrupted update must not keep them
-    for path in known.keys() - found.keys():
+    for path in sorted(known.keys() - found.keys()):
         if path in damaged:
             summary.removed += 1
-        elif path.startswith(listing.unread_folders):
-            summary.unchanged += not known[path].reason
+        elif not remove_missing and not is_left_out(path, exclude) and is_out_of_reach(path, listing.walk):
+            if not known[path].reason:
+                summary.unchanged += 1
+                summary.out_of_reach.append(path)
         else:
             store.remove(path)
             summary.removed += not known[path].reason
@@ -124,42 +144,55 @@ def put(store: WritableStore, path: str, state: FileState, result: VideoVectors 
         store.put(path, replace(state, reason=result.reason), None)
 
 
+def is_out_of_reach(path: str, walk: FolderWalk) -> bool:
+    """Return whether a file that a walk did not find may be back later, as after a disk was unplugged.
+
+    It was deleted only if its folder is there and still holds something. A folder that is missing, empty or unreadable
+    may be a mount point, and a link without its target may lead to one.
+    """
+    if path in walk.errors or walk.passed_over.get(path) == BROKEN_LINK:
+        return True
+    parents = [path[:place] for place, letter in enumerate(path) if letter == "/"]
+    if not walk.aliases.isdisjoint(parents):
+        return False  # the files have other paths now
+    return not walk.folders.get(parents[-1] if parents else "", False)
+
+
 class Listing(NamedTuple):
     """The video files below a folder, by their paths there, in order."""
 
     files: dict[str, FileState]
-    unreadable: list[UnreadableFile]  # files whose paths are not valid UTF-8, and folders that cannot be listed
-    unread_folders: tuple[str, ...]  # paths of these folders, each with a slash at the end
+    unreadable: list[UnreadableFile]  # files whose paths are not valid UTF-8, and entries that cannot be looked at
+    walk: FolderWalk
 
 
-def find_files(folder: Path) -> Listing:
+def find_files(folder: Path, exclude: Sequence[str] = ()) -> Listing:
     """Return every video file below `folder`; links are followed, even out of the folder.
 
     Raises: OSError if the folder itself cannot be listed; ValueError if it has no video, because the folder may be that
     of a disk which is not mounted, whose videos must not be removed from the index.
     """
-    found, unreadable, unread_folders = {}, [], []
-
-    def note_unread(error: OSError) -> None:
-        path = os.path.relpath(error.filename, folder)
-        if path == os.curdir:
-            raise error
-        unreadable.append(UnreadableFile(path, f"this folder cannot be read: {error.strerror}", is_transient=True))
-        unread_folders.append(os.path.join(path, ""))
-
-    for entry in walk_files(folder, note_unread):
-        if os.path.splitext(entry.name)[1].lower() not in VIDEO_EXTENSIONS:
-            continue
-        path = os.path.relpath(entry.path, folder)
+    walk = walk_folder(folder, exclude)
+    found = {}
+    unreadable = []
+    for path, error in walk.errors.items():
+        entry = "this folder" if os.path.isdir(folder / path) else "this entry"
+        unreadable.append(UnreadableFile(path, f"{entry} cannot be read: {error.strerror}", is_transient=True))
+    for path, entry in split_videos(walk).items():
         if SURROGATE.search(path):
             unreadable.append(UnreadableFile(path, "its path is not valid UTF-8: rename it"))
             continue
-        with contextlib.suppress(FileNotFoundError):  # the file was removed during the listing
+        try:
             status = entry.stat()
             found[path] = FileState(status.st_size, status.st_mtime_ns)
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError):  # else it was removed during the listing
+                walk.errors[path] = error
+                unreadable.append(UnreadableFile(path, f"it cannot be read: {error.strerror}", is_transient=True))
     if not found and not unreadable:
-        raise ValueError(f"no video below {folder}; names of videos end in {', '.join(VIDEO_EXTENSIONS)}")
-    return Listing(dict(sorted(found.items())), unreadable, tuple(unread_folders))
+        passed_over = describe_passed_over(walk.passed_over)
+        raise ValueError(f"no video below {folder}" + (f"; {passed_over}" if passed_over else ""))
+    return Listing(found, unreadable, walk)
 
 
 def check_same_folder(store: Store, folder: Path, moved: bool) -> None:

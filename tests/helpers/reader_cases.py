@@ -21,7 +21,7 @@ def data_set(folder: Path, files: dict[str, str | bytes], videos: list[str]) -> 
         (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
     (folder / "videos").mkdir(exist_ok=True)
     touch(folder / "videos", *videos)
-    return Namespace(data_path=str(folder), features_path=str(folder / "videos"))
+    return Namespace(data_path=str(folder), features_path=str(folder / "videos"), exclude=None)
 
 
 def calls_of(function: Callable[[], object]) -> int:
