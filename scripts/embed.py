@@ -17,12 +17,21 @@ Arrays of the file, for N videos or texts with M vectors of width D in all; `num
     settings ()     str      the encoder's flags, as JSON
 """
 
+# ruff: noqa: E402
+
 import argparse
 import json
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from modules.interrupts import exit_on_interrupt, interrupted, raise_on_interrupt
+
+INTERRUPTED = "embed: interrupted; nothing was written"
+
+if __name__ == "__main__":
+    exit_on_interrupt(INTERRUPTED)  # the imports below take seconds
 
 import numpy as np
 
@@ -137,12 +146,15 @@ def embed(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    open_standard_streams()
-    args = build_parser().parse_args(argv)
     try:
+        raise_on_interrupt()
+        open_standard_streams()
+        args = build_parser().parse_args(argv)
         embed(args)
     except (OSError, ValueError) as error:
         raise SystemExit(f"embed: {error}") from error
+    except KeyboardInterrupt as error:
+        raise interrupted(INTERRUPTED) from error
 
 
 if __name__ == "__main__":

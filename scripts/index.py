@@ -5,8 +5,17 @@ and continue after an interruption. Videos whose folder is missing, empty or unr
 are kept. Unreadable files are listed at the end, and in DIR/bad_videos.csv.
 """
 
+# ruff: noqa: E402
+
 import argparse
 from pathlib import Path
+
+from modules.interrupts import exit_on_interrupt, interrupted, raise_on_interrupt
+
+INTERRUPTED = "index: interrupted; the same command continues from here"
+
+if __name__ == "__main__":
+    exit_on_interrupt(INTERRUPTED)  # the imports below take seconds
 
 from dataloaders.unreadable import write_reasons
 from dataloaders.video_files import EXCLUDE_HELP, describe_passed_over, first_names
@@ -107,14 +116,15 @@ def index(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    open_standard_streams()
-    args = build_parser().parse_args(argv)
     try:
+        raise_on_interrupt()
+        open_standard_streams()
+        args = build_parser().parse_args(argv)
         index(args)
     except (OSError, ValueError) as error:
         raise SystemExit(f"index: {error}") from error
     except KeyboardInterrupt as error:
-        raise SystemExit("index: interrupted; the same command continues from here") from error
+        raise interrupted(INTERRUPTED) from error
 
 
 if __name__ == "__main__":

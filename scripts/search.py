@@ -5,11 +5,20 @@ word of the query; [sentence] is the share of the tokens that represent the whol
 score. `--video FILE` searches for videos similar to one, `--json` prints one JSON document for programs.
 """
 
+# ruff: noqa: E402
+
 import argparse
 import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+
+from modules.interrupts import exit_on_interrupt, interrupted, raise_on_interrupt
+
+INTERRUPTED = "search: interrupted"
+
+if __name__ == "__main__":
+    exit_on_interrupt(INTERRUPTED)  # the imports below take seconds
 
 from dataloaders.rawvideo_util import VideoReadError
 from modules.standard_streams import open_standard_streams
@@ -61,7 +70,9 @@ def as_json(results: Results, folder: Path) -> str:
     """Return one document with every field of the hits; `file` is a hit's path below the folder of the index."""
     hits = [{**asdict(hit), "file": str(folder / hit.path)} for hit in results.hits]
     about = {"query": results.asked, "is_video": results.query.is_video, "notice": results.notice}
-    return json.dumps({**about, "seconds": results.seconds, "scanned": results.scanned, "hits": hits}, indent=1)
+    return json.dumps(
+        {**about, "seconds": results.seconds, "scanned": results.scanned, "hits": hits}, indent=1, allow_nan=False
+    )
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -81,26 +92,44 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> None:
+def missing_files_notice(results: Results, folder: Path, index: str) -> str:
+    """Return a notice if videos that are shown are no longer in the folder of the index, or an empty text."""
+    if not folder.is_dir():
+        moved = f"python -m scripts.index NEW_FOLDER --index {index} --moved"
+        return f"the videos' folder {folder} is missing; if it has moved: {moved}"
+    missing = [hit.path for hit in results.hits if not (folder / hit.path).exists()]
+    if not missing:
+        return ""
+    return (
+        f"{len(missing)} of the {len(results.hits)} videos shown are no longer in {folder}, such as "
+        f"{display_path(missing[0])}; python -m scripts.index {folder} --index {index} updates the index"
+    )
+
+
+def search(args: argparse.Namespace) -> None:
     """Search and print the results; notices go to stderr."""
-    open_standard_streams()
-    args = build_parser().parse_args(argv)
+    store = open_store(args)
+    videos = VideoSearch.open(store=store, init_model=args.init_model)
+    if args.video is None:
+        results = videos.text(args.text, args.top, args.shortlist)
+    else:
+        results = videos.video(args.video, args.top, args.shortlist)
+    folder = Path(videos.store.folder)
+    for notice in (missing_files_notice(results, folder, args.index), results.notice):
+        if notice:
+            print(notice, file=sys.stderr)
+    print(as_json(results, folder) if args.json else as_text(results))
+
+
+def main(argv: list[str] | None = None) -> None:
     try:
-        store = open_store(args)
-        search = VideoSearch.open(store=store, init_model=args.init_model)
-        if args.video is None:
-            results = search.text(args.text, args.top, args.shortlist)
-        else:
-            results = search.video(args.video, args.top, args.shortlist)
+        raise_on_interrupt()
+        open_standard_streams()
+        search(build_parser().parse_args(argv))
     except (OSError, ValueError, VideoReadError) as error:
         raise SystemExit(f"search: {error}") from error
-    folder = Path(search.store.folder)
-    if not folder.is_dir():
-        moved = f"python -m scripts.index NEW_FOLDER --index {args.index} --moved"
-        print(f"the videos' folder {folder} is missing; if it has moved: {moved}", file=sys.stderr)
-    if results.notice:
-        print(results.notice, file=sys.stderr)
-    print(as_json(results, folder) if args.json else as_text(results))
+    except KeyboardInterrupt as error:
+        raise interrupted(INTERRUPTED) from error
 
 
 if __name__ == "__main__":

@@ -358,3 +358,26 @@ def test_lower_precision_is_close(folder, files, precision):
     assert found.frames.dtype == np.float32
     assert 0 < np.abs(found.frames - expected.frames).max() < 0.05
     assert 0 < np.abs(rounded.text("red").vectors - exact.text("red").vectors).max() < 0.05
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    flags = write_checkpoint(tmp_path, "meanP")
+    weights = torch.load(flags["init_model"])
+    weights["clip.ln_final.weight"][0] = math.nan
+    torch.save(weights, flags["init_model"])
+    with pytest.raises(ValueError, match="meanP-none-2d.bin: the weight clip.ln_final.weight is not finite"):
+        Encoder.load(**flags)
+
+
+def test_vectors_that_are_not_finite_name_their_video_or_text(tmp_path, files, monkeypatch):
+    """As of half precision, whose numbers end at 65,504."""
+    encoder = load(tmp_path, ("meanP", "none"))
+    for name in ("get_visual_output", "get_sequence_output"):
+        encode = getattr(encoder.model, name)
+        monkeypatch.setattr(encoder.model, name, lambda *inputs, encode=encode: encode(*inputs) * math.inf)
+    with pytest.raises(ValueError, match=f"the vectors of '{files[0]}' are not finite: use --precision fp32"):
+        next(encoder.videos(files, processes=0))
+    with pytest.raises(ValueError, match="the vectors of the example video are not finite"):
+        encoder.video_query(files[0])
+    with pytest.raises(ValueError, match="the vectors of 'a red circle' are not finite"):
+        encoder.text("a red circle")

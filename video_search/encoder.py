@@ -64,12 +64,14 @@ class Encoder:
         flags.json beside the checkpoint, else it has its default.
 
         Raises:
-            ValueError: flags that do not fit the checkpoint or each other, or a damaged file.
+            ValueError: flags that do not fit the checkpoint or each other, a damaged file, or weights that are not
+                finite.
             FileNotFoundError: a missing checkpoint or file of weights.
             TypeError: an unknown flag.
         """
         values = resolve_flags(init_model, settings, flags)
         model = open_model(SimpleNamespace(**values), SimpleTokenizer().vocab_size)
+        check_weights(model, values["init_model"] or values["pretrained_clip_name"])
         del values["cache_dir"]  # where downloads lie is no property of the vectors
         fingerprint = fingerprint_of(model, values)
         set_precision(model, values["precision"])
@@ -90,7 +92,7 @@ class Encoder:
         for first in range(0, len(texts), TEXTS_AT_ONCE):
             queries += self._encode_texts(texts[first : first + TEXTS_AT_ONCE])
         for text, query in zip(texts, queries, strict=True):
-            query.check_finite(text)
+            query.check_finite(repr(text))
         return queries
 
     def video_query(self, path: str | os.PathLike) -> Query:
@@ -155,7 +157,7 @@ class Encoder:
         vectors = self._encode_videos(frames, seconds)
         for place, path in enumerate(paths):
             video = vectors.take(np.array([place]))
-            video.check_finite(os.fspath(path))
+            video.check_finite(repr(os.fspath(path)))
             yield path, video
 
     @torch.no_grad()
@@ -197,6 +199,15 @@ class Encoder:
             strict=True,
         )
         return [Query(*row, notice=notice) for *row, notice in rows]
+
+
+def check_weights(model: CLIP4Clip, source: str) -> None:
+    """Raise ValueError, with the first such weight, if a weight is not finite; every score would be so too."""
+    for name, weight in model.state_dict().items():
+        if not weight.isfinite().all():
+            raise ValueError(
+                f"{source}: the weight {name} is not finite; take a checkpoint from before the training diverged"
+            )
 
 
 def example_query(video: VideoVectors) -> Query:

@@ -118,7 +118,7 @@ class IndexWriter:
         if vectors is None:
             self._unreadable[path] = state
         else:
-            vectors.check_finite(path)
+            vectors.check_finite(repr(path))
             self._append([path], [state], vectors)
 
     def remove(self, path: str) -> None:

@@ -133,7 +133,7 @@ class QdrantStore:
         Raises: ValueError if a vector is not finite.
         """
         if vectors is not None:
-            vectors.check_finite(path)
+            vectors.check_finite(repr(path))
         self._wait(path, as_point(path, state, vectors))
 
     def remove(self, path: str) -> None:

@@ -69,7 +69,7 @@ def check_finite(name: str, *arrays: np.ndarray) -> None:
     """Raise ValueError, with the name of a video or a text, if a number of its arrays is not finite."""
     if not all(np.isfinite(array).all() for array in arrays):
         raise ValueError(
-            f"the vectors of {name!r} are not finite: use --precision fp32, or a checkpoint whose weights are finite"
+            f"the vectors of {name} are not finite: use --precision fp32, or a checkpoint whose weights are finite"
         )
 
 
