@@ -14,10 +14,20 @@ import numpy as np
 import pytest
 from qdrant_client import QdrantClient, models
 
-from tests.helpers.qdrant_cases import FOLDER, WIDTH, WTI, filled, random_query, random_video, random_videos, same
+from tests.helpers.qdrant_cases import (
+    FOLDER,
+    MEAN_P,
+    WIDTH,
+    WTI,
+    filled,
+    random_query,
+    random_video,
+    random_videos,
+    same,
+)
 from tests.helpers.qdrant_stand_in import stand_in
 from video_search import qdrant_store
-from video_search.qdrant_store import QdrantStore
+from video_search.qdrant_store import QdrantStore, as_point
 from video_search.stores import FileState
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -28,7 +38,7 @@ import sys
 import numpy as np
 from tests.helpers.qdrant_cases import FOLDER, WTI, random_videos
 from video_search.stores import FileState
-from video_search.qdrant_store import QdrantStore
+from video_search.qdrant_store import QdrantStore, as_point
 store = QdrantStore.open(sys.argv[1])
 store.begin(WTI, "abc", FOLDER)
 for path, video in random_videos(70).items():
@@ -256,3 +266,42 @@ def test_importing_the_store_needs_no_package():
     """)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, env=environment, check=True)
+
+
+@pytest.mark.parametrize("part", ["frames", "weights"])
+def test_points_that_are_not_finite(part):
+    """Another program wrote them: `put` refuses them."""
+    videos = random_videos(5)
+    store = filled(QdrantStore.open(":memory:"), videos, MEAN_P)
+    broken = videos["folder/2.mp4"]
+    point = as_point("folder/2.mp4", FileState(1, 2), broken)
+    getattr(broken, part)[0] = np.inf  # NaN is refused by Qdrant in vectors, not in the payload
+    with pytest.raises(ValueError, match="the vectors of 'folder/2.mp4' are not finite"):
+        store.put("folder/2.mp4", FileState(1, 2), broken)
+    if part == "frames":
+        point.vector["frames"] = broken.frames.tolist()
+    else:
+        point.payload["weights"] = broken.weights.tolist()
+    store._client.upsert("videos", [point])
+    with pytest.raises(OSError, match="collection 'videos' of :memory: is damaged: .*'folder/2.mp4' are not finite"):
+        store.candidates(random_query(np.random.default_rng(0)), 5)
+    with pytest.raises(OSError, match="scripts.index"):
+        store.example("folder/2.mp4")
+    assert same(store.example("folder/1.mp4"), videos["folder/1.mp4"])
+
+
+def test_a_collection_that_is_made_again_under_a_search():
+    """With the same model the search goes on; with another one, scores would mean nothing."""
+    videos, query = random_videos(5), random_query(np.random.default_rng(0))
+    store = filled(QdrantStore.open(":memory:"), videos, MEAN_P)
+    other = QdrantStore("memory", "videos", store._client)
+    store._client.delete_collection("videos")
+    with pytest.raises((OSError, ValueError), match="videos"):
+        store.candidates(query, 5)
+    other._is_made = False
+    filled(other, dict(list(videos.items())[:3]), MEAN_P)
+    assert len(store.candidates(query, 5)[0]) == 3
+    other.begin(MEAN_P, "another", FOLDER)
+    for search in (lambda: store.candidates(query, 5), lambda: store.example("folder/1.mp4")):
+        with pytest.raises(OSError, match="made again with another model; start this program again"):
+            search()

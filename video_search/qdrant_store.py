@@ -120,13 +120,6 @@ class QdrantStore:
         """Return nothing: the server checks its files, and reading all vectors would take hours."""
         return Check(set(), 0)
 
-    def reopened(self) -> "QdrantStore":
-        """Return this object: every search reads the collection as it is.
-
-        Raises: OSError if the collection was removed, or made again with another encoder.
-        """
-        return self
-
     def put(self, path: str, state: FileState, vectors: VideoVectors | None) -> None:
         """Add or replace one file: the vectors of one video, or None for an unreadable file.
 
@@ -171,6 +164,9 @@ class QdrantStore:
         Pooled and tight heads: the nearest pooled vectors. Token heads: of four times as many of these, the highest
         MaxSim of weighted words with frames, the sum over words of w_t max_v cosine: the text-to-video half of the
         weighted token-wise interaction, except for the floor of a video with padding.
+
+        Raises: OSError if the server cannot be reached, if the collection was made again with another encoder, or if
+        vectors are not finite; ValueError if it has no videos.
         """
         if not self._is_made:
             raise ValueError(f"{self._place} has no videos")
@@ -184,21 +180,23 @@ class QdrantStore:
             points = self._client.query_points(
                 self._collection, **stages, limit=count, with_payload=True, with_vectors=True
             ).points
+        self._check_encoder()
         if not points:
             raise ValueError(f"{self._place} has no videos")
         return [point.payload["path"] for point in points], VideoVectors.concatenate(
-            [as_vectors(point) for point in points]
+            [as_vectors(point, self._place) for point in points]
         )
 
     def example(self, path: str) -> VideoVectors:
-        """Return the stored vectors of one video. Raises ValueError if it has none."""
+        """Return the stored vectors of one video. Raises ValueError if it has none; OSError as of `candidates`."""
         points = []
         if self._is_made:
             with clear_errors(self._url):
                 points = self._client.retrieve(self._collection, [point_id(path)], with_payload=True, with_vectors=True)
+            self._check_encoder()
         if not points or not points[0].vector:
             raise ValueError(f"{self._place} has no video {path!r}")
-        return as_vectors(points[0])
+        return as_vectors(points[0], self._place)
 
     def _payloads(self) -> Iterator[dict[str, Any]]:
         """Yield path and state of every file, page by page."""
@@ -246,6 +244,10 @@ class QdrantStore:
 
     def _read_metadata(self) -> None:
         """Read settings, fingerprint and folder. Raises ValueError if this class did not make the collection."""
+        index = self._stored_metadata()
+        self.settings, self.fingerprint, self.folder = index["settings"], index["fingerprint"], Path(index["folder"])
+
+    def _stored_metadata(self) -> dict[str, Any]:
         with clear_errors(self._url):
             config = self._client.get_collection(self._collection).config
         text = (config.metadata or {}).get(METADATA)
@@ -255,7 +257,12 @@ class QdrantStore:
         index = json.loads(text)
         if index["format"] != FORMAT:
             raise ValueError(f"{self._place} has format {index['format']}, and this program reads {FORMAT}; {advice}")
-        self.settings, self.fingerprint, self.folder = index["settings"], index["fingerprint"], Path(index["folder"])
+        return index
+
+    def _check_encoder(self) -> None:
+        """Raise OSError if the collection was made again with another encoder since it was opened."""
+        if self._stored_metadata()["fingerprint"] != self.fingerprint:
+            raise OSError(f"{self._place} was made again with another model; start this program again")
 
 
 def qdrant() -> ModuleType:
@@ -379,10 +386,10 @@ def as_point(path: str, state: FileState, vectors: VideoVectors | None) -> Any:
     return models.PointStruct(id=point_id(path), vector=named, payload=payload)
 
 
-def as_vectors(point: Any) -> VideoVectors:
-    """Return the video of a point with vectors and payload."""
+def as_vectors(point: Any, place: str) -> VideoVectors:
+    """Return the video of a point with vectors and payload. Raises OSError if a number is not finite."""
     floor = point.payload["floor"]
-    return VideoVectors(
+    video = VideoVectors(
         frames=np.array(point.vector["frames"], np.float32),
         weights=np.array(point.payload["weights"], np.float32),
         seconds=np.array(point.payload["seconds"], np.float32),
@@ -390,3 +397,11 @@ def as_vectors(point: Any) -> VideoVectors:
         floors=np.array([-np.inf if floor is None else floor], np.float32),
         pooled=np.array([point.vector["pooled"]], np.float32),
     )
+    try:
+        video.check_finite(repr(point.payload["path"]))
+    except ValueError as error:
+        raise OSError(
+            f"{place} is damaged: the vectors of {point.payload['path']!r} are not finite; to encode it again, "
+            "touch the file and run scripts.index"
+        ) from error
+    return video
