@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks import search
-from benchmarks.search import map_index, prepared, random_query, read_queries, write_index
+from benchmarks.search import open_index, prepared, random_query, read_queries, write_index
 from scripts import index as index_script
 from tests.helpers.tiny_run import write_tiny_run
 
@@ -13,7 +13,7 @@ def test_contestants_find_the_same(tmp_path):
     """More videos than the baseline takes at once."""
     videos = search.PLAIN_VIDEOS + 200
     write_index(tmp_path, videos, frames=3)
-    index, query = map_index(tmp_path, videos, frames=3), random_query(words=5)
+    index, query = open_index(tmp_path, videos, frames=3), random_query(words=5)
     np.testing.assert_allclose(np.linalg.norm(index.frames[::100], axis=1), 1, atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(index.pooled[::100], axis=1), 1, atol=1e-6)
     found = {name: prepared(name, query, index)().tolist() for name in ("plain", "exact", f"shortlist {videos}")}

@@ -72,11 +72,11 @@ class StoredRows:
         """Return rows, read-only; a copy for indices."""
         if isinstance(places, slice):
             first, last, step = places.indices(len(self))
-            if step != 1:
-                raise ValueError(f"rows are read one after the other, not by steps of {step}")
+            if step < 1:
+                raise ValueError(f"the step {step} of a slice of rows must be at least 1")
             last = max(first, last)
             videos = self._videos_of(first, last)
-            return self._read(videos)[first - self._start(videos.start) : last - self._start(videos.start)]
+            return self._read(videos)[first - self._start(videos.start) : last - self._start(videos.start) : step]
         videos = np.unique(np.searchsorted(self._ends, places, side="right"))
         if self._memory is not None:
             for part in runs(videos, videos + 1):
