@@ -71,7 +71,6 @@ class Encoder:
         """
         values = resolve_flags(init_model, settings, flags)
         model = open_model(SimpleNamespace(**values), SimpleTokenizer().vocab_size)
-        check_weights(model, values["init_model"] or values["pretrained_clip_name"])
         del values["cache_dir"]  # where downloads lie is no property of the vectors
         fingerprint = fingerprint_of(model, values)
         set_precision(model, values["precision"])
@@ -199,15 +198,6 @@ class Encoder:
             strict=True,
         )
         return [Query(*row, notice=notice) for *row, notice in rows]
-
-
-def check_weights(model: CLIP4Clip, source: str) -> None:
-    """Raise ValueError, with the first such weight, if a weight is not finite; every score would be so too."""
-    for name, weight in model.state_dict().items():
-        if not weight.isfinite().all():
-            raise ValueError(
-                f"{source}: the weight {name} is not finite; take a checkpoint from before the training diverged"
-            )
 
 
 def example_query(video: VideoVectors) -> Query:
