@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from dataloaders.annotations import CaptionsOnly
 from dataloaders.frame_cache import FRAME_FORMATS
-from dataloaders.rawvideo_util import FRAME_ORDERS, SLICE_FRAMEPOS
+from dataloaders.rawvideo_util import FRAME_ORDERS, FRAME_SAMPLINGS, SLICE_FRAMEPOS
 from dataloaders.unreadable import UNREADABLE_VIDEO_POLICIES
 
 CHOICES = {
     "slice_framepos": SLICE_FRAMEPOS,
+    "frame_sampling": FRAME_SAMPLINGS,
     "train_frame_order": FRAME_ORDERS,
     "eval_frame_order": FRAME_ORDERS,
     "frame_cache_format": FRAME_FORMATS,
@@ -29,11 +30,16 @@ MINIMUMS = {
 MAX_SEED = 2**32 - 1  # numpy's bound
 
 
+def default_frame_sampling(datatype: str) -> str:
+    """Return the rule of `--frame_sampling` for a data set: the numbers of published data sets are by frame numbers."""
+    return "time" if datatype == "custom" else "published"
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """All that readers, data sets and loaders read of the command line; names and defaults are those of the flags.
 
-    `features_path` may be `CaptionsOnly`.
+    `features_path` may be `CaptionsOnly`. `frame_sampling` is never None: `from_namespace` takes the data set's rule.
 
     Raises:
         ValueError: a value is not valid; names the flag, the value and the bound or the choices.
@@ -49,6 +55,7 @@ class DataConfig:
     max_frames: int = 100
     feature_framerate: int = 1
     slice_framepos: int = 0
+    frame_sampling: str | None = None
     train_frame_order: int = 0
     eval_frame_order: int = 0
     num_thread_reader: int = 1
@@ -66,9 +73,12 @@ class DataConfig:
     def from_namespace(cls, namespace) -> "DataConfig":
         """Read the fields from any object with attributes; a missing one, or None, takes the flag's default."""
         given = {field.name: getattr(namespace, field.name, None) for field in dataclasses.fields(cls)}
+        given["frame_sampling"] = given["frame_sampling"] or default_frame_sampling(getattr(namespace, "datatype", ""))
         return cls(**{name: value for name, value in given.items() if value is not None})
 
     def __post_init__(self):
+        if self.frame_sampling is None:
+            object.__setattr__(self, "frame_sampling", "published")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(

@@ -142,7 +142,7 @@ def _build_dataset(
 
 
 def _build_extractor(config: DataConfig, image_resolution: int) -> RawVideoExtractor | FrameCache:
-    extractor = RawVideoExtractor(config.feature_framerate, image_resolution)
+    extractor = RawVideoExtractor(config.feature_framerate, image_resolution, config.frame_sampling)
     if not config.frame_cache:
         return extractor
     return FrameCache(config.frame_cache, extractor, config.frame_cache_format)

@@ -90,6 +90,7 @@ class FrameCache:
         self.extractor = extractor
         self.size = extractor.size
         self.framerate = extractor.framerate
+        self.frame_sampling = getattr(extractor, "frame_sampling", "published")
         self.frame_format = frame_format
         self.hits = self.misses = self.rebuilt = 0
         self._ffmpeg = {name: av.library_versions[name][:2] for name in ("libavcodec", "libswscale")}
@@ -173,6 +174,8 @@ class FrameCache:
             "file_bytes": file_bytes,
             "modified_ns": modified_ns,
         }
+        if self.frame_sampling != "published":  # the keys of published frames are without it
+            settings["frame_sampling"] = self.frame_sampling
         return json.dumps(settings).encode("ascii")
 
     def _load(self, entry: str, key: bytes, most_bytes: int) -> np.ndarray | None:

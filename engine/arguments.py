@@ -5,12 +5,14 @@ import logging
 import math
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import util
-from dataloaders.data_config import DataConfig
+from dataloaders.data_config import DataConfig, default_frame_sampling
 from engine.flags import FLAG_GROUPS, FLAGS, Flag, check_minimums
 from engine.recorded_flags import differing_flags, flags_file, recorded_flags
+from modules.checkpoint import read_frame_sampling, run_folder
 from modules.clip_weights import describe_clip
 from modules.configuration import CLIP4ClipConfig, check_cross_model
 from modules.heads import HEADS
@@ -108,10 +110,37 @@ def log_recorded_flags(args: argparse.Namespace) -> None:
         logger.warning("--%s %s differs from the training's %s in %s", name, getattr(args, name), value, file)
 
 
+def resolve_frame_sampling(args: argparse.Namespace) -> None:
+    """Set `frame_sampling`, if it is not given, to that of the run that is resumed or evaluated, else to the default.
+
+    A run on another data set does not count.
+    """
+    default = default_frame_sampling(args.datatype)
+    folder = None
+    if args.resume:
+        folder = args.output_dir
+    elif args.resume_model or (args.init_model and not args.do_train):
+        folder = run_folder(args.resume_model or args.init_model)
+    recorded = read_frame_sampling(folder, args.datatype) if folder else None
+    is_given = args.frame_sampling is not None
+    args.frame_sampling = args.frame_sampling or recorded or default
+    if int(os.environ.get("RANK", 0)) == 0:
+        if is_given and recorded not in (None, args.frame_sampling):
+            logger.warning(
+                "--frame_sampling %s differs from the run's in %s: %s", args.frame_sampling, folder, recorded
+            )
+        elif args.frame_sampling != default and not is_given:
+            logger.warning(
+                "frames are sampled as by the run in %s, --frame_sampling %s; the default of --datatype %s is %s",
+                folder, args.frame_sampling, args.datatype, default,
+            )  # fmt: skip
+
+
 def check_args(args: argparse.Namespace) -> None:
     """Raise ValueError naming the first flag whose value is not valid, alone or with others."""
     if not args.do_train and not args.do_eval:
         raise ValueError("give --do_train, --do_eval or both")
+    resolve_frame_sampling(args)
     check_minimums(args, tuple(FLAGS.values()))
     data = DataConfig.from_namespace(args)
     if not (args.lr > 0 and math.isfinite(args.lr)):

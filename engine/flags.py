@@ -11,6 +11,7 @@ from typing import Any
 
 from dataloaders.data_dataloaders import DATALOADER_DICT
 from dataloaders.frame_cache import FRAME_FORMATS
+from dataloaders.rawvideo_util import FRAME_SAMPLINGS
 from dataloaders.unreadable import MAX_UNREADABLE_SHARE, UNREADABLE_VIDEO_POLICIES
 from dataloaders.video_files import EXCLUDE_HELP
 from modules.configuration import AGG_MODULES, AGGREGATING_HEADERS, CROSS_MODELS, GATHERS, SIM_HEADERS
@@ -130,6 +131,14 @@ DATA_FLAGS = (
         "slice_framepos", int, 0,
         "frames kept of a video with more than --max_frames: 0 the first, 1 the last, 2 evenly spread",
         choices=(0, 1, 2), of_encoder=True, encoder_default=2, decides_videos=True,
+    ),
+    Flag(
+        "frame_sampling", str, None,
+        "published: frames by their numbers and the header's rate, as in CLIP4Clip; time: the frames shown at the "
+        "sampled seconds, by their timestamps; default: time for custom, published for the other data sets",
+        choices=FRAME_SAMPLINGS, of_encoder=True, encoder_default="time", is_recorded=False, decides_videos=True,
+        encoder_help="published: frames by their numbers and the header's rate, as in CLIP4Clip; time: the frames "
+        "shown at the sampled seconds, by their timestamps",
     ),
     Flag("train_frame_order", int, 0, "0 ordinary, 1 reversed, 2 random", choices=(0, 1, 2)),
     Flag("eval_frame_order", int, 0, "0 ordinary, 1 reversed, 2 random", choices=(0, 1, 2)),

@@ -44,6 +44,8 @@ def decisive_flags(args, processes: int) -> dict:
         flags["pretrained_clip_name"] = Path(args.pretrained_clip_name).name
     if args.do_train:
         flags["processes"] = processes
+    if flags.get("frame_sampling") == "published":  # so that published runs keep the hash that they had without it
+        del flags["frame_sampling"]
     return flags
 
 

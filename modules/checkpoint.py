@@ -170,6 +170,17 @@ def read_flags(folder: str | Path) -> dict[str, Any]:
     return content
 
 
+def read_frame_sampling(folder: str | Path, datatype: str | None = None) -> str | None:
+    """Return the rule by which a run sampled frames, "published" if it records none.
+
+    None without flags.json, and for a run on another data set than `datatype`.
+    """
+    flags = read_flags(folder)
+    if not flags or (datatype is not None and flags.get("datatype") != datatype):
+        return None
+    return flags.get("frame_sampling") or "published"
+
+
 def open_model(flags, vocabulary: int, for_training: bool = False) -> CLIP4Clip:
     """Return the model of `flags` with the weights of `flags.init_model`, in float32 on the CPU.
 

@@ -21,7 +21,7 @@ from dataloaders.unreadable import write_reasons
 from dataloaders.video_files import EXCLUDE_HELP, describe_passed_over, first_names
 from modules.standard_streams import open_standard_streams
 from video_search.encoder import Encoder
-from video_search.encoder_flags import add_encoder_flags, given_flags
+from video_search.encoder_flags import ENCODER_FLAGS, add_encoder_flags, default_of, given_flags
 from video_search.index_writer import UNREADABLE_FILE
 from video_search.indexing import Summary, update
 from video_search.reading import UnreadableFile, add_num_workers, check_num_workers
@@ -74,6 +74,17 @@ def describe_out_of_reach(paths: list[str]) -> str:
     )
 
 
+def sampling_notice(rule: str, args: argparse.Namespace) -> str:
+    """Return a line on an index that is updated with another rule of sampling than the default's, else ""."""
+    default = default_of(ENCODER_FLAGS["frame_sampling"])
+    if rule == default or args.frame_sampling is not None:
+        return ""
+    return (
+        f"this index was made with --frame_sampling {rule} and is updated with it; for the default, {default}, make a "
+        "new index"
+    )
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", metavar="FOLDER", help="folder of videos, subfolders included")
@@ -98,6 +109,7 @@ def index(args: argparse.Namespace) -> None:
     store = open_store_for_writing(args)
     try:
         encoder = Encoder.load(settings=store.settings, **given_flags(args))
+        notice = sampling_notice(encoder.settings["frame_sampling"], args)
         summary = update(
             store, args.folder, encoder, args.num_workers, args.moved, args.retry_bad, progress=True,
             exclude=args.exclude, remove_missing=args.remove_missing,
@@ -111,6 +123,8 @@ def index(args: argparse.Namespace) -> None:
             if line:
                 print(line)
         print(describe(summary, store))
+        if notice:
+            print(notice)
     finally:
         store.close()
 

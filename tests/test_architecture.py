@@ -28,6 +28,7 @@ ALLOWED_IMPORTS = {
         "dataloaders.data_config",
         "engine.flags",
         "engine.recorded_flags",
+        "modules.checkpoint",
         "modules.clip_weights",
         "modules.configuration",
         "modules.heads",

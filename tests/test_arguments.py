@@ -76,6 +76,7 @@ OUR_FLAGS = [
     ("keep_last", int, 0),
     ("skip_nonfinite", int, 0),
     ("frame_cache", str, None),
+    ("frame_sampling", str, None),  # by the data set
     ("frame_cache_format", str, "exact"),
     ("bad_videos", str, "fail"),
     ("exclude", str, None),
@@ -101,6 +102,7 @@ OUR_FLAGS = [
 CHOICES = {
     "task_type": ["retrieval"],
     "resume": ["auto"],
+    "frame_sampling": ["published", "time"],
     "frame_cache_format": ["exact", "jpeg"],
     "bad_videos": ["fail", "skip"],
     "datatype": ["activity", "custom", "didemo", "lsmdc", "msrvtt", "msvd", "vatex"],

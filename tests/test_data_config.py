@@ -20,6 +20,7 @@ def test_a_missing_attribute_takes_the_default_and_others_are_left_unread():
     namespace = SimpleNamespace(max_frames=7, seed=None, lr=0.1)
     assert DataConfig.from_namespace(namespace) == DataConfig(max_frames=7)
     assert DataConfig.from_namespace(DataConfig(max_frames=7)) == DataConfig(max_frames=7)
+    assert DataConfig.from_namespace(DataConfig(frame_sampling="time")).frame_sampling == "time"
     with pytest.raises(dataclasses.FrozenInstanceError):
         DataConfig().seed = 1
 
@@ -34,6 +35,7 @@ def test_a_missing_attribute_takes_the_default_and_others_are_left_unread():
         ({"num_thread_reader": -1}, "--num_thread_reader -1 must not be negative"),
         ({"batch_size": 0}, "--batch_size 0 must be at least 1"),
         ({"slice_framepos": 3}, "--slice_framepos 3 is unknown; choose from 0, 1, 2"),
+        ({"frame_sampling": "frames"}, "--frame_sampling 'frames' is unknown; choose from published, time"),
         ({"eval_frame_order": "0"}, "--eval_frame_order '0' is unknown; choose from 0, 1, 2"),
         ({"bad_videos": "ignore"}, "--bad_videos 'ignore' is unknown; choose from fail, skip"),
         ({"frame_cache_format": "png"}, "--frame_cache_format 'png' is unknown; choose from exact, jpeg"),

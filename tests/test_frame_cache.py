@@ -175,6 +175,16 @@ def test_every_setting_has_its_own_entry(tmp_path, extractor, video, monkeypatch
     assert extractor.decodings() == 14
 
 
+def test_each_rule_of_sampling_has_its_own_entry(cache, extractor, video):
+    published, by_time = FakeExtractor(extractor.log), FakeExtractor(extractor.log)
+    published.frame_sampling, by_time.frame_sampling = "published", "time"
+    cache.read_frames(video, 3)
+    FrameCache(cache.directory, published).read_frames(video, 3)  # the entry of an extractor without a rule
+    assert (len(files_in(cache.directory)), extractor.decodings()) == (1, 1)
+    FrameCache(cache.directory, by_time).read_frames(video, 3)
+    assert (len(files_in(cache.directory)), extractor.decodings()) == (2, 2)
+
+
 def test_equal_time_spans_share_an_entry(cache, video):
     for start, end in [(2, 5), (2.0, 5.0), (2.9, 4.1), (np.float32(2.5), np.float64(4.5))]:
         cache.read_frames(video, 3, start_time=start, end_time=end)

@@ -114,7 +114,20 @@ def test_recorded_flags_given_flags_and_defaults(folder, tmp_path):
     del given["max_words"]
     model, flags = load_model(str(alone), given)
     assert (flags.max_words, model.config.max_words) == (32, 32)  # as an index has it
+    assert flags.frame_sampling == "time"
     assert not model.training
+
+
+@pytest.mark.parametrize(
+    ("recorded", "given", "expected"),
+    [({}, {}, "published"), ({"frame_sampling": "time"}, {}, "time"), ({}, {"frame_sampling": "time"}, "time")],
+)
+def test_frames_are_sampled_as_in_the_training(folder, tmp_path, recorded, given, expected):
+    (tmp_path / "pytorch_model.bin.0").symlink_to(folder / "pytorch_model.bin.0")
+    flags = json.loads((folder / "flags.json").read_text())
+    (tmp_path / "flags.json").write_text(json.dumps({**flags, **recorded}))
+    _, flags = load_model(str(tmp_path / "pytorch_model.bin.0"), given)
+    assert flags.frame_sampling == expected
 
 
 def test_a_text_that_is_cut_says_what_was_left_out(folder, tmp_path, capsys):

@@ -247,7 +247,7 @@ def test_which_flag_wins(tmp_path):
     assert of_training.settings == {
         "init_model": init_model, "pretrained_clip_name": clip, "sim_header": "ti", "agg_module": "none", "wti_arch": 2,
         "wti_padding": "zero", "linear_patch": "2d", "cross_num_hidden_layers": 4, "max_words": 9, "max_frames": 4,
-        "feature_framerate": 2, "slice_framepos": 2, "precision": "fp32",
+        "feature_framerate": 2, "slice_framepos": 2, "frame_sampling": "time", "precision": "fp32",
     }  # fmt: skip
     of_index = Encoder.load(init_model, {**of_training.settings, "max_words": 8, "max_frames": 3})
     assert (of_index.config.max_words, of_index.config.max_frames) == (8, 3)
@@ -321,7 +321,7 @@ def test_the_fingerprint(tmp_path):
     torch.save(nudged, tmp_path / "other.bin")
     others = [
         {"init_model": str(tmp_path / "other.bin")}, {"max_frames": 3}, {"slice_framepos": 0}, {"feature_framerate": 2},
-        {"wti_padding": "exclude"}, {"precision": "bf16"},
+        {"wti_padding": "exclude"}, {"precision": "bf16"}, {"frame_sampling": "published"},
     ]  # fmt: skip
     prints = {fingerprint, *(Encoder.load(**{**flags, **other}).fingerprint for other in others)}
     assert len(prints) == 1 + len(others)
@@ -348,7 +348,8 @@ def test_the_fingerprint_stays(tmp_path, head, flags, expected):
         for name, weight in model.state_dict().items()
     }
     torch.save(exact, tmp_path / "model.bin")
-    assert Encoder.load(tmp_path / "model.bin", sim_header=head, **flags).fingerprint == expected
+    settings = {"sim_header": head, **flags}  # an older index records no --frame_sampling
+    assert Encoder.load(tmp_path / "model.bin", settings).fingerprint == expected
 
 
 @pytest.mark.parametrize("precision", ["clip_fp16", "bf16"])

@@ -27,7 +27,7 @@ from modules.initialization import set_precision
 from modules.modeling import CLIP4Clip
 from modules.module_clip import trim_padding
 from modules.tokenization_clip import SimpleTokenizer
-from video_search.encoder_flags import ENCODER_FLAGS, resolve_flags
+from video_search.encoder_flags import ENCODER_FLAGS, SETTINGS_OF_OLDER_INDEXES, resolve_flags
 from video_search.reading import UnreadableFile, read_videos
 from video_search.vectors import Query, VideoVectors
 
@@ -52,7 +52,9 @@ class Encoder:
         self.head: Head = model.head
         self.device = model.clip.logit_scale.device
         self.tokenizer = SimpleTokenizer()
-        self.extractor = RawVideoExtractor(settings["feature_framerate"], model.input_resolution)
+        self.extractor = RawVideoExtractor(
+            settings["feature_framerate"], model.input_resolution, settings["frame_sampling"]
+        )
 
     @classmethod
     def load(
@@ -242,8 +244,11 @@ def fingerprint_of(model: CLIP4Clip, settings: Mapping[str, Any]) -> str:
     """
     source = describe_clip(settings["pretrained_clip_name"], is_needed=False)
     towers = model.clip.visual.transformer, model.clip.transformer
+    decisive = {name: settings[name] for name, flag in ENCODER_FLAGS.items() if flag.decides_videos}
+    # Older indexes do not record these.
+    decisive = dict(decisive.items() - SETTINGS_OF_OLDER_INDEXES.items())
     facts = {
-        **{name: settings[name] for name, flag in ENCODER_FLAGS.items() if flag.decides_videos},
+        **decisive,
         "activation": source.activation,
         "heads": [tower.resblocks[0].attn.heads for tower in towers],
         "frame_statistics": model.frame_statistics,

@@ -16,6 +16,10 @@ from modules.checkpoint import FLAGS_FILE, locate_weights
 ENCODER_FLAGS = {name: flag for name, flag in FLAGS.items() if flag.of_encoder}
 
 
+SETTINGS_OF_OLDER_INDEXES = {"frame_sampling": "published"}
+"""Flags that an index need not record, with the value that they have then."""
+
+
 def default_of(flag: Flag) -> str | int:
     """Return the default of one of `ENCODER_FLAGS`."""
     return flag.default if flag.encoder_default is None else flag.encoder_default
@@ -54,7 +58,8 @@ def resolve_flags(init_model: str | os.PathLike | None, settings: Mapping | None
     if unknown:
         raise TypeError(f"unknown flags of an encoder: {', '.join(unknown)}; choose from {', '.join(ENCODER_FLAGS)}")
     given = {name: value for name, value in given.items() if value is not None}
-    settings = {name: value for name, value in (settings or {}).items() if name in ENCODER_FLAGS}
+    settings = SETTINGS_OF_OLDER_INDEXES | settings if settings else {}
+    settings = {name: value for name, value in settings.items() if name in ENCODER_FLAGS}
     checkpoint = locate_checkpoint(os.fspath(init_model or ""), settings.pop("init_model", ""))
     for source, values in (("flags", given), ("settings of the index", settings)):
         check_types(source, values)

@@ -17,6 +17,7 @@ from dataloaders.video_files import (
     walk_folder,
 )
 from video_search.encoder import Encoder
+from video_search.encoder_flags import SETTINGS_OF_OLDER_INDEXES
 from video_search.reading import UnreadableFile
 from video_search.stores import FileState, Store, WritableStore
 from video_search.vectors import VideoVectors
@@ -209,7 +210,8 @@ def check_same_encoder(store: Store, encoder: Encoder) -> None:
     if store.fingerprint in ("", encoder.fingerprint):
         return
     names = sorted({*store.settings, *encoder.settings} - {"init_model"})
-    pairs = [(name, store.settings.get(name), encoder.settings.get(name)) for name in names]
+    known = SETTINGS_OF_OLDER_INDEXES | store.settings
+    pairs = [(name, known.get(name), encoder.settings.get(name)) for name in names]
     differing = [f"{name} {old!r} of the index, {new!r} here" for name, old, new in pairs if old != new]
     raise ValueError(
         "the index was made with another model: "

@@ -94,7 +94,8 @@ def count_tokens(splits: list[Split]) -> dict[str, int]:
 
 def build_extractor(args: argparse.Namespace, splits: list[Split]) -> RawVideoExtractor | FrameCache:
     """Return the reader of frames; with `--frame_cache` it caches them, and the space they need is printed."""
-    extractor = RawVideoExtractor(args.feature_framerate, args.image_size)
+    rule = DataConfig.from_namespace(args).frame_sampling
+    extractor = RawVideoExtractor(args.feature_framerate, args.image_size, rule)
     if not args.frame_cache:
         return extractor
     cache = FrameCache(args.frame_cache, extractor, args.frame_cache_format)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import av
 
-from dataloaders.video_decoding import VideoReader, VideoReadError
+from dataloaders.video_decoding import VideoReader, VideoReadError, probe
 from modules.whole_files import file_digest
 from scripts.check_data.data_report import FileFacts, Span
 
@@ -29,6 +29,7 @@ def read_file(task: tuple[Path, list[Span]], extractor, max_frames: int, slice_f
 def measure_length(path: Path) -> tuple[float, str]:
     """Return `seconds` and `early_end` of `FileFacts` without decoding."""
     try:
+        seconds = round(probe(path).duration, 3)
         with VideoReader(path) as video:
             packets = list(read_packets(video))
             start = min((begin for is_video, begin, _ in packets if is_video), default=0.0)
@@ -37,7 +38,6 @@ def measure_length(path: Path) -> tuple[float, str]:
             ends = [end for is_video, _, end in packets if is_video or not video.stream.duration]
     except VideoReadError:
         return 0.0, ""
-    seconds = video.header.duration or sum(is_video for is_video, _, _ in packets) / video.header.fps
     end = max(ends, default=0.0)
     is_cut = end < promised - LOSS_TOLERANCE
     return seconds, f"it ends at second {end:.1f}, not {promised:.1f} as its header says" if is_cut else ""

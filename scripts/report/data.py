@@ -9,7 +9,7 @@ from dataloaders.rawvideo_util import RawVideoExtractor, VideoReadError, encode_
 from engine.run_files import GALLERY_FILE, RANKS_FILE, TOP_COUNT, read_metrics, read_ranks
 from engine.run_log import read_lines
 from metrics import TEXT_TO_VIDEO
-from modules.checkpoint import read_flags
+from modules.checkpoint import read_flags, read_frame_sampling
 
 Curve = tuple[list[float], list[float]]
 """Positions on the horizontal axis, and values."""
@@ -171,7 +171,8 @@ class Frames:
             raise ValueError(f"{self.path} does not list {video}")
         path, *span = self._places[video]
         start, end = (float(seconds) if seconds else None for seconds in span)
-        frames = RawVideoExtractor(FRAMERATE, FRAME_SIZE).read_frames(
+        rule = read_frame_sampling(self.path.parent) or "published"
+        frames = RawVideoExtractor(FRAMERATE, FRAME_SIZE, rule).read_frames(
             path, FRAMES_SHOWN, slice_framepos=2, start_time=start, end_time=end
         )
         return [encode_jpeg(frame, quality=JPEG_QUALITY, optimize=True) for frame in frames]

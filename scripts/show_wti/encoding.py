@@ -10,7 +10,7 @@ import torch
 
 from dataloaders.rawvideo_util import RawVideoExtractor
 from dataloaders.retrieval_dataset import pad_frames, pad_ids, with_special_tokens
-from modules.checkpoint import open_model
+from modules.checkpoint import open_model, read_frame_sampling, run_folder
 from modules.heads import check_explainable
 from modules.modeling import CLIP4Clip
 from modules.retrieval import encode_texts, encode_videos
@@ -30,6 +30,8 @@ def load_model(init_model: str | None, given: Mapping[str, Any]) -> tuple[CLIP4C
     Raises OSError or ValueError naming the file or the flag: it is missing or damaged, or the head is not token-wise.
     """
     flags = argparse.Namespace(**resolve_flags(init_model, None, {**given, "precision": "fp32"}))
+    if given.get("frame_sampling") is None and flags.init_model:
+        flags.frame_sampling = read_frame_sampling(run_folder(flags.init_model)) or flags.frame_sampling
     check_explainable(flags.sim_header)
     return open_model(flags, SimpleTokenizer().vocab_size).eval(), flags
 
@@ -45,7 +47,7 @@ def read_text(model: CLIP4Clip, tokenizer: SimpleTokenizer, text: str) -> tuple[
 def read_video(model: CLIP4Clip, flags: argparse.Namespace, path: Path) -> tuple[np.ndarray, np.ndarray, PackedTokens]:
     """Return frames uint8 (V,3,H,W) of a video, the seconds (V,) at which they are shown, and their vectors."""
     length = model.config.max_frames
-    extractor = RawVideoExtractor(flags.feature_framerate, model.input_resolution)
+    extractor = RawVideoExtractor(flags.feature_framerate, model.input_resolution, flags.frame_sampling)
     frames, seconds = extractor.read_frames_with_times(path, length, flags.slice_framepos)
     video, mask = map(torch.from_numpy, pad_frames(frames, length))
     return frames, seconds, encode_videos(model, [(video, mask)], torch.device("cpu"))
