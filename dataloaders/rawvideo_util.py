@@ -160,7 +160,9 @@ class RawVideoExtractor:
         for number, frame in enumerate(video.read_in_order()):
             if len(frames) < len(numbers) and number == numbers[len(frames)]:
                 frames.append(self._square(video, frame))
-            if stop.is_due(clock.add(frame.time, (frame.duration or 0) * tick)):
+            # The last frames of a decoder have no time base of their own.
+            second = None if frame.pts is None else frame.pts * tick
+            if stop.is_due(clock.add(second, (frame.duration or 0) * tick)):
                 break
         return frames, clock.times()
 

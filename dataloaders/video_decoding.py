@@ -242,16 +242,13 @@ class VideoReader:
         """
         clock, stop = FrameClock(1 / self.header.fps), LateStop(is_enough)
         tick = float(self.stream.time_base)
-        try:
-            for packet in self._demux_from_start():
-                if packet.size == 0 or packet.is_discard:
-                    continue
-                time = packet.dts if packet.pts is None else packet.pts
-                second = clock.add(None if time is None else time * tick, (packet.duration or 0) * tick)
-                if stop.is_due(second):
-                    break
-        except av.FFmpegError:
-            return clock.times()
+        for packet in self._demux_from_start():
+            if packet.size == 0 or packet.is_discard:
+                continue
+            time = packet.dts if packet.pts is None else packet.pts
+            second = clock.add(None if time is None else time * tick, (packet.duration or 0) * tick)
+            if stop.is_due(second):
+                break
         return clock.times()
 
     def _demux_from_start(self) -> Iterator[av.Packet]:

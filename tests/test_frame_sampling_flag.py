@@ -20,7 +20,8 @@ from tests.helpers.numbered_videos import write_numbered
 from tests.helpers.search_cases import write_checkpoint
 from video_search.encoder import Encoder
 from video_search.encoder_flags import resolve_flags
-from video_search.index_reader import INDEX_FILE, IndexReader
+from video_search.index_files import read_contents, write_contents
+from video_search.index_reader import IndexReader
 
 PUBLISHED_SETS = ["activity", "didemo", "lsmdc", "msrvtt", "msvd", "vatex"]
 # Ten seconds of slides at one frame per second, then ten of motion at 30 frames per second.
@@ -130,9 +131,9 @@ def test_an_index_of_an_older_version_is_updated_with_its_rule(slides, tmp_path,
     model = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
     command = [str(slides.parent), "--index", str(index), "--num_workers", "0"]
     index_script.main([*command, *model, "--frame_sampling", "published"])
-    content = json.loads((index / INDEX_FILE).read_text())
-    assert content["settings"].pop("frame_sampling") == "published"
-    (index / INDEX_FILE).write_text(json.dumps(content))
+    contents = read_contents(index)
+    assert contents.settings.pop("frame_sampling") == "published"
+    write_contents(index, contents)
 
     (slides.parent / "second.mp4").write_bytes(slides.read_bytes())
     index_script.main(command)
