@@ -23,6 +23,7 @@ from engine.evaluation import eval_epoch as eval_epoch  # CLIP4Clip's users look
 from engine.output_folder import check_output_folder, output_folder
 from engine.provenance import decisive_flags
 from engine.record import RunRecord
+from engine.resumption import weight_files
 from engine.run import Run
 from engine.run_files import write_flags
 from engine.training import evaluate_picked, train
@@ -71,7 +72,9 @@ def train_or_evaluate(args: argparse.Namespace, process: util.Process) -> None:
     model = init_model(args, process, tokenizer.vocab_size)
     evaluator = Evaluator.from_flags(args, model, tokenizer, process)
     results = RunRecord.from_flags(args, process.world_size, evaluator.holdout) if process.is_main else None
-    run = Run(args.output_dir, process, results, decisive_flags(args, process.world_size), args.save_steps)
+    run = Run(
+        args.output_dir, process, results, decisive_flags(args, process.world_size), args.save_steps, weight_files(args)
+    )  # fmt: skip
     if not args.do_train:
         run.begin()
         if process.is_main:

@@ -18,6 +18,11 @@ MAX_UNREADABLE_SHARE = 0.01
 """Share of a split's video files above which a run stops: its numbers would be those of another data set."""
 
 
+def most_unreadable(files: int) -> int:
+    """Return how many of a split's files may be skipped: the share, but one of any split with others."""
+    return max(int(MAX_UNREADABLE_SHARE * files), min(1, files - 1))
+
+
 class TooManyUnreadableVideosError(RuntimeError):
     """More videos of a split are unreadable than a run may skip."""
 
@@ -111,7 +116,7 @@ class UnreadableVideos:
 
     def _check_share(self) -> None:
         count = len(self.paths())
-        if count > MAX_UNREADABLE_SHARE * self.files:
+        if count > most_unreadable(self.files):
             raise TooManyUnreadableVideosError(
                 f"{count} of {self.files} video files of the {self.split} split cannot be read, more than the "
                 f"{MAX_UNREADABLE_SHARE:.0%} that --bad_videos skip passes over: {self.listing()}; "

@@ -159,6 +159,8 @@ def check_args(args: argparse.Namespace) -> None:
         raise ValueError("--resume_model holds the optimizer only; give the weights of the same epoch by --init_model")
     if args.resume and (args.resume_model or not args.do_train):
         raise ValueError("--resume auto belongs to --do_train and finds its files itself: leave out --resume_model")
+    if args.accept_changed_data and not args.resume:
+        raise ValueError("--accept_changed_data belongs to --resume auto")
     check_cross_model(args.cross_model)
     if args.do_train:
         data.samples_per_step(util.launched_world_size())

@@ -32,6 +32,7 @@ class Flag:
         kind: type of the value; `bool` is a switch, False unless given.
         minimum: least value of a number, 0 or 1; None where there is no bound, or another check.
         decides_numbers: two runs that differ in this flag alone may have different metrics.
+        survives_faults: it only decides how a fault is survived, so that a resumed run may change it.
         names_data: the value is a path of which only the last part decides the numbers: the files may lie anywhere.
         is_repeatable: it may be given several times; the value is a list, or None.
         is_read: False for flags that CLIP4Clip parses and never reads.
@@ -50,6 +51,7 @@ class Flag:
     required: bool = False
     aliases: tuple[str, ...] = ()
     decides_numbers: bool = True
+    survives_faults: bool = False
     names_data: bool = False
     is_repeatable: bool = False
     is_read: bool = True
@@ -84,6 +86,11 @@ RUN_FLAGS = (
         "write a training checkpoint every N optimizer steps and at the end of each epoch; 0: only at the end of each "
         "epoch",
         minimum=0, decides_numbers=False,
+    ),
+    Flag(
+        "accept_changed_data", bool, False,
+        "with --resume auto: go on although captions or videos have changed since; metrics.json lists what has changed",
+        decides_numbers=False,
     ),
     Flag(
         "keep_last", int, 0, "keep the checkpoints of the last N epochs and of the best one; 0: of all epochs",
@@ -159,8 +166,8 @@ DATA_FLAGS = (
     Flag(
         "bad_videos", str, "fail",
         "a video without readable frames: fail stops the run; skip takes another sample in training and counts a miss "
-        f"in evaluation, and still stops the run above {MAX_UNREADABLE_SHARE:.0%} of a split",
-        choices=UNREADABLE_VIDEO_POLICIES,
+        f"in evaluation, and still stops the run above {MAX_UNREADABLE_SHARE:.0%} of a split, or one file",
+        choices=UNREADABLE_VIDEO_POLICIES, survives_faults=True,
     ),
     Flag(
         "batch_size_val", int, 3500, "texts or videos encoded at once in evaluation",
@@ -256,6 +263,7 @@ TRAINING_FLAGS = (
     Flag(
         "skip_nonfinite", int, 0,
         "skip up to N consecutive steps whose loss or gradient is not finite before the run stops", minimum=0,
+        survives_faults=True,
     ),
     Flag("warmup_proportion", float, 0.1, "share of the steps in which the learning rate rises"),
 )  # fmt: skip

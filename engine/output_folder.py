@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import util
+from engine.resumption import way_out
 from modules.checkpoint import read_flags
 from modules.resume import FOLDER
 
@@ -99,6 +100,19 @@ def check_evaluation_folder(folder: Path) -> None:
         raise FileExistsError(
             f"--output_dir {folder} is the folder of a training, whose flags.json, metrics.json and ranks.csv an "
             f"evaluation would replace: choose a folder of its own, such as --output_dir {folder}-eval"
+        )
+
+
+def check_nothing_is_lost(folder: Path) -> None:
+    """Raise FileExistsError if a run that finds no whole training checkpoint would write over the work of another.
+
+    A run that was killed in its first epoch has at most the weights of that epoch.
+    """
+    found = [path for path in checkpoints_in(folder) if path.name != "pytorch_model.bin.0"]
+    if found:
+        raise FileExistsError(
+            f"--resume auto: {folder} has no training checkpoint that is whole, but other work "
+            f"({found[0].relative_to(folder)}, {len(found)} in all) that a new run would write over: {way_out(folder)}"
         )
 
 

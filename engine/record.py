@@ -37,11 +37,16 @@ class RunRecord:
         source: the entries that name the run in `metrics.json` (`provenance`).
         picked_on: the split that picks the epoch of a training, None for an evaluation alone.
         holdout: the `Annotations` of the held-out videos (`--holdout`), or None.
+
+    Attributes:
+        history: the entries of all evaluations.
+        changes: the flags and the data that differ from those of the run that was resumed, with epoch and step.
     """
 
     def __init__(self, folder: str | Path, source: dict, picked_on: str | None = None, holdout=None):
         self.folder, self.source, self.picked_on = Path(folder), source, picked_on
         self.history: list[dict] = []
+        self.changes: list[dict] = []
         self.unreadable: dict[tuple[str, str], list] = {}
         self.damaged: dict[tuple[str, str], list] = {}
         self.listing = self.holdout = None
@@ -91,8 +96,10 @@ class RunRecord:
         rows = [[name, os.path.abspath(str(path)), *span] for name, path, *span in dataset.item_files()]
         write_csv(self.folder / GALLERY_FILE, [["video", "path", "start", "end"], *rows])
 
-    def add(self, evaluation: Evaluation, epoch: int | None, checkpoint) -> None:
+    def add(self, evaluation: Evaluation, epoch: int | None, checkpoint, data_sha256: str | None = None) -> None:
         """Write an evaluation of a checkpoint to `metrics.json`, `ranks.csv` and `ranks_METHOD.csv`.
+
+        `data_sha256` is that of the evaluated split (`SplitContent`).
 
         Unreadable videos of the gallery count as misses.
         """
@@ -102,6 +109,8 @@ class RunRecord:
             "split": evaluation.split, "epoch": epoch, "checkpoint": None if checkpoint is None else str(checkpoint),
             "bad_videos": len(evaluation.unreadable.by_item), **summaries(evaluation.rankings),
         }  # fmt: skip
+        if data_sha256 is not None:
+            entry["data_sha256"] = data_sha256
         self.history.append(entry)
         post_processed, method = None, None
         if evaluation.post_process is not None:
@@ -117,12 +126,18 @@ class RunRecord:
             "best": self._picked(), **self.source, "holdout": self.holdout, "seconds": round(evaluation.seconds, 3),
             "history": self.history,
         }  # fmt: skip
+        if self.changes:
+            content["changed_when_resumed"] = self.changes
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         write_text(self.folder / METRICS_FILE, text)
 
     def best(self) -> dict:
-        """Return the entry with the highest text-to-video R@1 on the split that picks the epoch; the latest of ties."""
-        candidates = [entry for entry in self.history if entry["split"] == self.picked_on]
+        """Return the entry with the highest text-to-video R@1 on the split that picks the epoch; the latest of ties.
+
+        Epochs that were evaluated on another state of the split than the last one are left out.
+        """
+        evaluated = [entry for entry in self.history if entry["split"] == self.picked_on]
+        candidates = [entry for entry in evaluated if is_comparable(entry, evaluated[-1])]
         return max(candidates, key=lambda entry: (entry["text_to_video"]["R1"], entry["epoch"]))
 
     def validation_name(self) -> str:
@@ -141,7 +156,7 @@ class RunRecord:
         """Return the plain values that `restore` needs: the evaluations so far, unreadable and damaged videos."""
         return {
             "history": self.history, "bad_videos": list(self.unreadable.values()),
-            "damaged_videos": list(self.damaged.values()), "listing": self.listing,
+            "damaged_videos": list(self.damaged.values()), "listing": self.listing, "changes": self.changes,
         }  # fmt: skip
 
     def restore(self, state: dict) -> None:
@@ -157,6 +172,7 @@ class RunRecord:
             {**entry, "checkpoint": entry["checkpoint"] and str(self.folder / Path(entry["checkpoint"]).name)}
             for entry in state["history"]
         ]
+        self.changes = list(state.get("changes", []))
         self.unreadable = {(row[0], row[2]): row for row in state["bad_videos"]}
         self.damaged = {(row[0], row[2]): row for row in state.get("damaged_videos", [])}
         self._write_video_lists()
@@ -191,6 +207,14 @@ class RunRecord:
         self._list_holdout()
         self.unreadable = read_unreadable_videos(folder)
         self.damaged = read_unreadable_videos(folder, DAMAGED_VIDEOS_FILE)
+
+
+def is_comparable(entry: dict, other: dict) -> bool:
+    """Return True if two entries of the history are of the same state of a split; older ones have its sizes alone."""
+    if "data_sha256" in entry and "data_sha256" in other:
+        return entry["data_sha256"] == other["data_sha256"]
+    names = [(key, name) for key in DIRECTIONS.values() for name in ("queries", "gallery")]
+    return all(entry[key][name] == other[key][name] for key, name in names)
 
 
 def summaries(rankings: list[Ranking]) -> dict[str, dict]:

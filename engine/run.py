@@ -1,11 +1,16 @@
 """One run: its folder, position, results, curves and training checkpoints; saved, restored bit for bit, and stopped."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import util
+from dataloaders.fingerprint import SplitContent
+from dataloaders.video_loader import VideoLoader
 from engine.evaluation import Evaluation
+from engine.output_folder import check_nothing_is_lost
 from engine.record import RunRecord
+from engine.resumption import SAMPLES, check_data, check_flags, check_position, explain_failure, versions
 from engine.run_files import DIRECTIONS, NUMBERS
 from engine.run_log import RunLog
 from engine.signals import StoppedBySignal, StopRequest
@@ -17,7 +22,7 @@ from modules.checkpoint import (
     optimizer_path,
     save_checkpoint,
 )
-from modules.distributed import all_gather_objects, broadcast_object, broadcast_weights
+from modules.distributed import all_gather_objects, broadcast_object, broadcast_weights, on_main_process
 from modules.resume import TrainingCheckpoints
 
 logger = logging.getLogger(__name__)
@@ -31,6 +36,7 @@ class Run:
         record: the results, on the main process alone.
         flags: those that must be the same when a training is resumed (`decisive_flags`).
         save_steps: optimizer steps between training checkpoints within an epoch; 0 for none.
+        weight_files: the contents of the files of weights that flags name (`resumption.weight_files`).
 
     Attributes:
         epoch, batches_done: the epoch from 0, and this process's batches done in it.
@@ -42,10 +48,11 @@ class Run:
 
     def __init__(
         self, folder: str | Path | None, process: util.Process, record: RunRecord | None = None,
-        flags: dict | None = None, save_steps: int = 0,
+        flags: dict | None = None, save_steps: int = 0, weight_files: dict | None = None,
     ):  # fmt: skip
         self.folder = None if folder is None else Path(folder)
         self.process, self.record, self.flags, self.save_steps = process, record, flags, save_steps
+        self.weight_files = weight_files or {}
         self.epoch = self.batches_done = self.global_step = 0
         self.total_loss = 0.0
         self.stop = StopRequest()
@@ -54,10 +61,16 @@ class Run:
         self._checkpoints = TrainingCheckpoints(folder) if is_writer else None
         self._random: dict | None = None
         self._saved_step: int | None = None
+        self._weights: dict | None = None
+        self._contents: dict[str, SplitContent] = {}
 
-    def follow(self, model, optimizer, scaler, loader) -> None:
-        """Register the objects of a training whose states its checkpoints hold; `model` is the bare model."""
+    def follow(self, model, optimizer, scaler, loader, evaluated: Mapping[str, VideoLoader]) -> None:
+        """Register the objects of a training whose states its checkpoints hold; `model` is the bare model.
+
+        `evaluated` are the loaders of the splits that it is evaluated on.
+        """
         self.model, self.optimizer, self.scaler, self.loader = model, optimizer, scaler, loader
+        self._datasets = {"train": loader.dataset} | {split: other.dataset for split, other in evaluated.items()}
 
     # ---- start -------------------------------------------------------------------------------------------------------
 
@@ -74,33 +87,69 @@ class Run:
         if self.process.is_main:
             self.record.continue_from(resume_model, self.epoch)
 
-    def restore(self) -> bool:
+    def restore(self, accept_changed_data: bool = False) -> bool:
         """Continue from the newest whole training checkpoint in the folder; False without one. For all processes.
 
         Raises:
-            ValueError: flags that decide the numbers differ from those of the checkpoint; `--epochs` may be more.
+            ValueError: flags that decide the numbers differ from those of the checkpoint (`--epochs` may be more); the
+                data does, and `accept_changed_data` is False; or the checkpoint cannot be restored.
+            FileExistsError: a new run would write over the epochs of a run without whole training checkpoints.
         """
-        contents = self._checkpoints.newest() if self.process.is_main else None
-        weights = None if contents is None else contents.pop("model.bin")
-        contents = broadcast_object(contents)
-        if contents is None:
+        found = on_main_process(self._open_checkpoint, accept_changed_data)
+        if found is None:
             return False
+        checkpoint, contents, changes = found
         position = contents["run.bin"]
-        check_flags(position["flags"], self._decisive(), self.folder)
-        if weights is not None:
-            self.model.load_state_dict(weights)
-        broadcast_weights(self.model)
-        load_optimizer_content(contents["optimizer.bin"], self.optimizer, self.scaler)
-        self.epoch, self.batches_done = position["epoch"], position["batches_done"]
-        self.global_step = self._saved_step = position["global_step"]
-        rank = position["ranks"][self.process.rank]
-        self.total_loss = rank["total_loss"]
-        util.restore_random_state(rank["random"], self.process.device)
-        self.loader.start_at(self.batches_done, rank["bad_videos"])
+        with explain_failure(checkpoint, position):
+            if self._weights is not None:
+                self.model.load_state_dict(self._weights)
+                self._weights = None
+            broadcast_weights(self.model)
+            load_optimizer_content(contents["optimizer.bin"], self.optimizer, self.scaler)
+            self.epoch, self.batches_done = position["epoch"], position["batches_done"]
+            self.global_step = self._saved_step = position["global_step"]
+            rank = position["ranks"][self.process.rank]
+            self.total_loss = rank["total_loss"]
+            util.restore_random_state(rank["random"], self.process.device)
+            self.loader.start_at(self.batches_done, rank["bad_videos"])
         if self.process.is_main:
             self.record.restore(position["record"])
+            if any(changes.values()):
+                self.record.changes.append({"epoch": self.epoch, "step": self.global_step, **changes})
+                logger.warning("this run differs from the one that it resumes: %s", changes)
         logger.info("Resumed after step %d, in epoch %d", self.global_step, self.epoch + 1)
         return True
+
+    def _open_checkpoint(self, accept_changed_data: bool) -> tuple[Path, dict, dict] | None:
+        """Return path and contents of the checkpoint to restore, without the weights, and what differs; or None."""
+        contents = self._checkpoints.newest()
+        if contents is None:
+            check_nothing_is_lost(self.folder)
+            return None
+        checkpoint, position = self._checkpoints.found, contents["run.bin"]
+        with explain_failure(checkpoint, position):
+            check_position(position, self.process.world_size)
+            saved_files, saved_data = position.get("weight_files", {}), position.get("data", {})
+            same_files = {name for name, content in self.weight_files.items() if saved_files.get(name) == content}
+            saved_data = {split: SplitContent(**state) for split, state in saved_data.items()}
+        flags = check_flags(position["flags"], self._decisive(), self.folder, frozenset(same_files), bool(saved_data))
+        if not saved_data:
+            logger.warning("%s does not record its data: whether that has changed is unknown", checkpoint)
+        data = check_data(
+            saved_data, self._split_contents(), self._datasets, self.folder, self.flags["bad_videos"],
+            accept_changed_data,
+        )  # fmt: skip
+        self._weights = contents.pop("model.bin")
+        return checkpoint, contents, {"flags": flags, "data": data}
+
+    def _split_contents(self) -> dict[str, SplitContent]:
+        return {split: self._content_of(split, dataset) for split, dataset in self._datasets.items()}
+
+    def _content_of(self, split: str, dataset) -> SplitContent:
+        """Return the content of a split as it is when this is first called."""
+        if split not in self._contents:
+            self._contents[split] = SplitContent.of(dataset.annotations)
+        return self._contents[split]
 
     # ---- steps and epochs --------------------------------------------------------------------------------------------
 
@@ -177,7 +226,9 @@ class Run:
         if self.process.is_main:
             position = {
                 "epoch": self.epoch, "batches_done": self.batches_done, "global_step": self.global_step,
-                "ranks": ranks, "flags": self._decisive(), "record": self.record.state(),
+                "ranks": ranks, "flags": self._decisive(), "record": self.record.state(), "versions": versions(),
+                "weight_files": self.weight_files,
+                "data": {split: content.state() for split, content in self._split_contents().items()},
             }  # fmt: skip
             states = files or {
                 "model.bin": self.model.state_dict(),
@@ -187,7 +238,7 @@ class Run:
         return broadcast_object(is_written) if wait else True
 
     def _decisive(self) -> dict:
-        return self.flags | {"training samples": len(self.loader.dataset)}
+        return self.flags | {SAMPLES: len(self.loader.dataset)}
 
     # ---- results -----------------------------------------------------------------------------------------------------
 
@@ -199,7 +250,8 @@ class Run:
             return
         self.record.list_unreadable(evaluation.dataset, evaluation.unreadable, epoch)
         self.record.list_gallery(evaluation.dataset)
-        self.record.add(evaluation, epoch, checkpoint)
+        content = self._content_of(evaluation.split, evaluation.dataset)
+        self.record.add(evaluation, epoch, checkpoint, content.sha256())
         entry = self.record.history[-1]
         numbers = {key: {name: entry[key][name] for name in NUMBERS} for key in DIRECTIONS.values()}
         self.curves.add("evaluation", epoch, step, split=evaluation.split, **numbers)
@@ -218,19 +270,3 @@ class Run:
         if unreadable.damaged:
             logger.warning(unreadable.damage_listing())
         self.record.list_unreadable(self.loader.dataset, unreadable, self.epoch)
-
-
-def check_flags(saved: dict, given: dict, folder: Path) -> None:
-    """Raise ValueError with the flags that would make a resumed run another one.
-
-    More epochs do not, nor does `--skip_nonfinite`, the way past a step that stopped the run.
-    """
-    differing = {name for name in saved | given if saved.get(name) != given.get(name)} - {"skip_nonfinite"}
-    if "epochs" in differing and given["epochs"] > saved["epochs"]:
-        differing.remove("epochs")
-    if differing:
-        changes = "; ".join(f"{name} was {saved.get(name)}, is {given.get(name)}" for name in sorted(differing))
-        raise ValueError(
-            f"--resume auto: the run in {folder} had other settings ({changes}); give its flags (--epochs may be "
-            "more), or another --output_dir"
-        )

@@ -33,7 +33,7 @@ def train(args, model: CLIP4Clip, train_loader, sampler, evaluator: Evaluator, r
     optimizer = build_optimizer(args, model, steps_per_epoch * args.epochs)
     scaler = torch.amp.GradScaler(process.device.type, enabled=args.precision == "fp16")
     log_dtypes(model, args.precision)
-    run.follow(model, optimizer, scaler, train_loader)
+    run.follow(model, optimizer, scaler, train_loader, evaluator.loaders)
     start_or_resume(args, run, steps_per_epoch)
     step_model = distribute(model, process, args.grad_cache_chunk)
     run.stop.listen()
@@ -87,7 +87,7 @@ def start_or_resume(args, run: Run, steps_per_epoch: int) -> None:
             raise ValueError(
                 f"--resume_model {args.resume_model} has {run.epoch} epochs done and --epochs is {args.epochs}"
             )
-    elif not (args.resume and run.restore()):
+    elif not (args.resume and run.restore(args.accept_changed_data)):
         run.begin()
     if run.process.is_main:
         write_flags(run.folder, args)

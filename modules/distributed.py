@@ -192,6 +192,20 @@ def broadcast_object(value):
     return values[0]
 
 
+def on_main_process(function, *arguments):
+    """Return on every rank what the function returns on rank 0, or raise its error on every rank."""
+    result = error = None
+    if get_rank() == 0:
+        try:
+            result = function(*arguments)
+        except Exception as caught:  # every kind ends all ranks
+            error = caught
+    result, error = broadcast_object((result, error))
+    if error is not None:
+        raise error
+    return result
+
+
 def any_over_ranks(flags: list[bool], device: torch.device) -> list[bool]:
     """Return, for each flag, whether it is set on any rank."""
     if not is_distributed():

@@ -39,7 +39,7 @@ class DamagedCheckpointError(ValueError):
 
 
 class TrainingCheckpoints:
-    """The training checkpoints in an `--output_dir`; for the main process.
+    """The training checkpoints in an `--output_dir`; for the main process. `found` is the one that `newest` returned.
 
     If one cannot be written (disk full, folder read-only), a warning is logged, the training goes on, and the
     checkpoints before it stay.
@@ -50,6 +50,7 @@ class TrainingCheckpoints:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="training-checkpoint")
         self._writing: Future | None = None
         self._damaged: list[Path] = []
+        self.found: Path | None = None
 
     def save(self, step: int, contents: dict[str, dict | Path], wait: bool = False) -> bool:
         """Write the checkpoint of an optimizer step; with `wait`, return False if it cannot be written.
@@ -80,6 +81,7 @@ class TrainingCheckpoints:
                 self._damaged.append(checkpoint)
             else:
                 logger.info("Resuming from %s", checkpoint)
+                self.found = checkpoint
                 return contents
         return None
 
@@ -149,6 +151,9 @@ def read_training_checkpoint(checkpoint: Path) -> dict[str, dict]:
 def describe_file(path: Path) -> dict:
     """Return size and sha256 of a file."""
     return {"bytes": path.stat().st_size, "sha256": file_digest("sha256", path)}
+
+
+about_file = describe_file  # the name that tools outside this repository import
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -18,6 +18,7 @@ CLIP4CLIP_FLAGS = [
     ("do_pretrain", bool, False),
     ("do_train", bool, False),
     ("do_eval", bool, False),
+    ("accept_changed_data", bool, False),
     ("train_csv", str, "data/.train.csv"),
     ("val_csv", str, "data/.val.csv"),
     ("data_path", str, "data/caption.pickle"),
