@@ -17,6 +17,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 import util
 from dataloaders.data_dataloaders import DATALOADER_DICT
+from dataloaders.worker_failures import explain_worker_ends
 from engine.arguments import get_args, log_recorded_flags
 from engine.evaluation import Evaluator
 from engine.evaluation import eval_epoch as eval_epoch  # CLIP4Clip's users look for it here
@@ -56,7 +57,11 @@ def main(argv: list[str] | None = None) -> None:
         check_files(args)
         if util.launched_rank() == 0:
             check_output_folder(args)
-        with util.distributed_process(args.local_rank) as process, logging_redirect_tqdm():
+        with (
+            util.distributed_process(args.local_rank) as process,
+            logging_redirect_tqdm(),
+            explain_worker_ends(),
+        ):
             train_or_evaluate(args, process)
 
 

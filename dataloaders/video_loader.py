@@ -5,13 +5,16 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
+from multiprocessing.connection import Connection
 
 import torch
 from torch.multiprocessing import _prctl_pr_set_pdeathsig
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 
 from dataloaders.unreadable import DamagedVideo, UnreadableVideo, UnreadableVideos
+from dataloaders.worker_failures import end_on_failure, reason_pipe, require_shared_memory
 
 
 class EpochSampler(DistributedSampler):
@@ -92,26 +95,40 @@ def collate_reported(
     return default_collate([sample for sample, _ in samples]), [video for _, found in samples for video in found]
 
 
-def build_loader(dataset: Dataset, batch_size: int, num_workers: int, **settings) -> DataLoader:
-    """Return a DataLoader with this project's workers; `settings` are further arguments of DataLoader."""
+def build_loader(
+    dataset: Dataset, batch_size: int, num_workers: int, collate_fn: Callable = default_collate, **settings
+) -> DataLoader:
+    """Return a DataLoader with this project's workers; `settings` are further arguments of DataLoader.
+
+    The reason why a worker ended is in the error of `worker_failures.explain_worker_ends`.
+    """
+    _, reasons = reason_pipe()
     return DataLoader(
         dataset,
         batch_size=batch_size,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=prepare_worker,
+        collate_fn=partial(collate_within_memory, reasons, collate_fn),
+        worker_init_fn=partial(prepare_worker, reasons),
         # a generator of its own: DataLoader would draw from the global one, and change the model's random numbers
         generator=torch.Generator().manual_seed(0),
         **settings,
     )
 
 
-def prepare_worker(worker_id: int) -> None:
+def collate_within_memory(reasons: Connection, collate_fn: Callable, samples: list):
+    """Return the collated samples; a worker ends with a reason if shared memory has no room for them."""
+    require_shared_memory(samples, reasons)
+    return collate_fn(samples)
+
+
+def prepare_worker(reasons: Connection, worker_id: int) -> None:
     """Prepare a DataLoader worker: one thread, since there is a worker for each core to be used, and its signals.
 
     A signal to all processes of the group is for the one that reads the batches, which ends its workers once it has
     saved. A worker ends with that process, and when that process terminates it, whatever the worker is doing.
     """
+    end_on_failure(reasons)
     _prctl_pr_set_pdeathsig(signal.SIGKILL)
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
