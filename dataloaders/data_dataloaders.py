@@ -61,7 +61,7 @@ def build_train_loader(
     loader = VideoLoader(
         dataset, dataset.samples(replace_unreadable=config.bad_videos == "skip"),
         _new_record("train", config.bad_videos, dataset), batch_size=batch_size, num_workers=config.num_thread_reader,
-        sampler=sampler, drop_last=True, keep_workers=True,
+        sampler=sampler, drop_last=True, keep_workers=True, frame_cache=_frame_cache(dataset),
     )  # fmt: skip
     return loader, len(dataset), sampler
 
@@ -91,7 +91,9 @@ def evaluation_loader(
 ) -> VideoLoader:
     """Return a loader of all pairs in order; with the policy "skip" an unreadable video has no frames."""
     samples, new_record = dataset.samples(replace_unreadable=False), _new_record(split, policy, dataset)
-    return VideoLoader(dataset, samples, new_record, batch_size=batch_size, num_workers=num_workers)
+    return VideoLoader(
+        dataset, samples, new_record, batch_size=batch_size, num_workers=num_workers, frame_cache=_frame_cache(dataset)
+    )
 
 
 def evaluation_loaders(
@@ -110,7 +112,9 @@ def evaluation_loaders(
     videos = loader.dataset.videos_only()
     captions, videos = (Subset(view, range(*shard_bounds(len(view), rank, world_size))) for view in (captions, videos))
     sizes = {"batch_size": loader.batch_size, "num_workers": loader.num_workers}
-    return build_loader(captions, **sizes), VideoLoader(videos, videos, loader.new_record, **sizes)
+    return build_loader(captions, **sizes), VideoLoader(
+        videos, videos, loader.new_record, frame_cache=loader.frame_cache, **sizes
+    )
 
 
 def shard_bounds(length: int, rank: int, world_size: int) -> tuple[int, int]:
@@ -158,10 +162,15 @@ def _log_counts(subset: str, dataset: RetrievalDataset, rank: int) -> None:
         if isinstance(dataset.extractor, FrameCache):
             cache, videos = dataset.extractor, len(dataset.video_ids)
             logger.info(
-                "%s: the frame cache %s takes at most %.1f GB for %d videos; %.1f GB are free there",
+                "%s: the frame cache %s takes at most %.1f GB for %d videos, %d frames of %d x %d each; "
+                "%.1f GB are free there",
                 subset, cache.directory, cache.expected_size(videos, dataset.max_frames) / 1e9, videos,
-                cache.free_bytes() / 1e9,
+                dataset.max_frames, cache.size, cache.size, cache.free_bytes() / 1e9,
             )  # fmt: skip
+
+
+def _frame_cache(dataset: RetrievalDataset) -> FrameCache | None:
+    return dataset.extractor if isinstance(dataset.extractor, FrameCache) else None
 
 
 def _rank_and_world_size() -> tuple[int, int]:

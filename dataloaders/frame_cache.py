@@ -57,6 +57,7 @@ CHECKED_FROM = 12  # bytes; the checksum covers what follows it
 HEAD_BOUND = 4096  # bytes; no header is longer: a file name has at most 255 bytes, which JSON writes in at most 1530
 CHUNK = 2**18  # bytes: while one chunk's checksum is computed, the disk reads ahead
 JPEG_QUALITY = 95
+COUNTS = ("hits", "misses", "rebuilt")
 TEMPORARY_SUFFIX = ".incomplete_frames"
 TEMPORARY_AGE = 24 * 3600  # seconds; no file takes that long to write: the writer of an older one has ended
 
@@ -97,6 +98,7 @@ class FrameCache:
         # Shared with all workers of this process, for a single warning. Values of the spawn context can be passed to
         # workers of every start method.
         self._storing = multiprocessing.get_context("spawn").Value("b", True)
+        self._counts = multiprocessing.get_context("spawn").Array("Q", len(COUNTS))
         # Entries whose checksum this process has verified, by inode, size and times, which any change alters.
         self._verified: set[tuple[int, ...]] = set()
         if frame_format == "jpeg":
@@ -107,6 +109,15 @@ class FrameCache:
     def is_storing(self) -> bool:
         """False once an entry could not be written."""
         return bool(self._storing.value)
+
+    def counts(self) -> tuple[int, ...]:
+        """Return hits, misses and rebuilt entries of this process and its workers."""
+        return tuple(self._counts.get_obj())  # without its lock, which a killed worker may hold
+
+    def _count(self, name: str) -> None:
+        setattr(self, name, getattr(self, name) + 1)
+        with self._counts.get_lock():
+            self._counts.get_obj()[COUNTS.index(name)] += 1
 
     def bytes_per_video(self, max_frames: int) -> int:
         """Return the largest size of an entry of exact frames, in bytes; jpeg entries are far smaller."""
@@ -146,7 +157,7 @@ class FrameCache:
         # Far above every entry, even of tiny frames, which are larger as JPEG files.
         frames = self._load(entry, key, most_bytes=16 * self.bytes_per_video(max_frames))
         if frames is None:
-            self.misses += 1
+            self._count("misses")
             with record_damage() as damage:
                 frames = self.extractor.read_frames(
                     path, max_frames, slice_framepos=slice_framepos, start_time=start_time, end_time=end_time
@@ -192,10 +203,10 @@ class FrameCache:
             return None
         except (OSError, ValueError, Image.DecompressionBombError) as error:
             logger.info("frame cache: %s is damaged and is decoded again: %s", entry, error)
-            self.rebuilt += 1
+            self._count("rebuilt")
             return None
         self._verified.add(stamp)
-        self.hits += 1
+        self._count("hits")
         return frames
 
     def _pack(self, frames: np.ndarray, key: bytes) -> np.ndarray:

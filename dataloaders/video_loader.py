@@ -1,5 +1,6 @@
 """Loaders whose worker processes read batches with frames and report unreadable videos beside them."""
 
+import logging
 import os
 import signal
 import threading
@@ -15,6 +16,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_co
 
 from dataloaders.unreadable import DamagedVideo, UnreadableVideo, UnreadableVideos
 from dataloaders.worker_failures import end_on_failure, reason_pipe, require_shared_memory
+
+logger = logging.getLogger(__name__)
 
 
 class EpochSampler(DistributedSampler):
@@ -40,6 +43,7 @@ class VideoLoader:
     Attributes:
         dataset: the `RetrievalDataset`, or this rank's share of its videos.
         unreadable: the `UnreadableVideos` of the current pass, or of the last one.
+        frame_cache: the `FrameCache` that the samples are read by, or None; its counts are logged after each pass.
         seconds_waited: total time for which this process has waited for batches.
 
     Raises:
@@ -48,9 +52,9 @@ class VideoLoader:
 
     def __init__(
         self, dataset: Dataset, samples: Dataset, new_record: Callable[[], UnreadableVideos], *, batch_size: int,
-        num_workers: int, sampler=None, drop_last: bool = False, keep_workers: bool = False,
+        num_workers: int, sampler=None, drop_last: bool = False, keep_workers: bool = False, frame_cache=None,
     ):  # fmt: skip
-        self.dataset, self.sampler = dataset, sampler
+        self.dataset, self.sampler, self.frame_cache = dataset, sampler, frame_cache
         self.batch_size, self.num_workers = batch_size, num_workers
         self.new_record, self.unreadable = new_record, new_record()
         self._unreadable_before: dict | None = None
@@ -68,12 +72,19 @@ class VideoLoader:
         if self._unreadable_before is not None:
             self.unreadable.restore(self._unreadable_before)
             self._unreadable_before = None
+        counts_before = None if self.frame_cache is None else self.frame_cache.counts()
         started = time.perf_counter()
         for batch, found in self._loader:
             self.unreadable.report(found)
             self.seconds_waited += time.perf_counter() - started
             yield batch
             started = time.perf_counter()
+        if counts_before is not None:
+            counts = (now - before for now, before in zip(self.frame_cache.counts(), counts_before, strict=True))
+            logger.info(
+                "%s: frame cache of this process: %d hits, %d misses, %d damaged entries replaced; frames of %d x %d",
+                self.unreadable.split, *counts, self.frame_cache.size, self.frame_cache.size,
+            )  # fmt: skip
 
     def start_at(self, batch: int, unreadable: dict | None = None) -> None:
         """Skip batches in the next pass; `unreadable` is the `UnreadableVideos.state` after them."""

@@ -1,8 +1,10 @@
 """The frame cache gives the extractor's frames and decodes once; what an entry is for; jpeg."""
 
 import hashlib
+import logging
 import multiprocessing
 import os
+import re
 import time
 from pathlib import Path
 
@@ -12,8 +14,11 @@ import numpy as np
 import pytest
 
 from dataloaders import frame_cache
+from dataloaders.annotations import Annotations, Caption
+from dataloaders.data_dataloaders import evaluation_loader
 from dataloaders.frame_cache import FRAME_FORMATS, FrameCache
 from dataloaders.rawvideo_util import RawVideoExtractor, VideoReadError
+from dataloaders.retrieval_dataset import RetrievalDataset
 from tests.helpers.frame_cache_cases import (
     FakeExtractor,
     counts,
@@ -24,6 +29,7 @@ from tests.helpers.frame_cache_cases import (
     warnings_in,
     write_video,
 )
+from tests.test_dataloaders import WordTokenizer
 
 
 @pytest.fixture
@@ -309,3 +315,22 @@ def test_jpeg_of_noise_is_kept_and_always_the_same(tmp_path, extractor, video, s
 def test_exact_says_nothing(cache, video, caplog):
     cache.read_frames(video, 2)
     assert caplog.records == []
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_each_pass_logs_its_hits_and_misses(tmp_path, extractor, caplog, num_workers):
+    """Counted in this process and in its workers; another size finds no entry."""
+    paths = {f"v{number}": write_video(tmp_path / "videos" / f"v{number}.mp4") for number in range(5)}
+    captions = [Caption(video_id, "1") for video_id in paths]
+    for size, passes in ((extractor.size, 2), (extractor.size * 2, 1)):
+        extractor.size = size
+        cache = FrameCache(tmp_path / "cache", extractor)
+        dataset = RetrievalDataset(Annotations(captions, paths), WordTokenizer(), cache, max_words=3, max_frames=2)
+        loader = evaluation_loader(dataset, batch_size=2, num_workers=num_workers)
+        with caplog.at_level(logging.INFO):
+            for _ in range(passes):
+                assert len(list(loader)) == 3
+    lines = [record.getMessage() for record in caplog.records if "frame cache of this process" in record.getMessage()]
+    assert [re.findall(r"\d+", line) for line in lines] == [
+        ["0", "5", "0", "4", "4"], ["5", "0", "0", "4", "4"], ["0", "5", "0", "8", "8"],
+    ]  # fmt: skip

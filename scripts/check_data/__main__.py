@@ -104,7 +104,9 @@ def build_extractor(args: argparse.Namespace, splits: list[Split]) -> RawVideoEx
     free = cache.free_bytes()
     print(
         f"{args.frame_cache} will hold at most {most / 1e9:.1f} GB of frames, of {len(items)} videos; "
-        f"{free / 1e9:.1f} GB are free"
+        f"{free / 1e9:.1f} GB are free\n"
+        f"its entries are {args.max_frames} frames of {args.image_size} x {args.image_size} pixels (--image_size): "
+        "only runs with that --max_frames and a CLIP of that size read them"
     )
     return cache
 
