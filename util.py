@@ -18,6 +18,8 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing import _prctl_pr_set_pdeathsig
 
+from modules.standard_streams import escape_controls
+
 logger = logging.getLogger(__name__)
 
 ECHO_SECONDS = 2
@@ -124,9 +126,22 @@ def setup_logging(log_file: str | Path | None, is_main: bool = True) -> None:
         root.addHandler(handler)
 
 
+class LogFormatter(logging.Formatter):
+    """A formatter whose every record is one line, with its traceback behind it, whatever names the message holds."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = escape_controls(record.message).replace("\n", "\\n")
+        return super().formatMessage(record)
+
+    def formatException(self, ei) -> str:
+        text, message = super().formatException(ei), str(ei[1])
+        # Indented, a line of the message cannot be taken for a record.
+        return escape_controls(text.replace(message, message.replace("\n", "\n    ")) if message else text)
+
+
 def log_formatter() -> logging.Formatter:
     """Return CLIP4Clip's form of a log line."""
-    return logging.Formatter("%(asctime)s - %(levelname)s -   %(message)s", "%m/%d/%Y %H:%M:%S")
+    return LogFormatter("%(asctime)s - %(levelname)s -   %(message)s", "%m/%d/%Y %H:%M:%S")
 
 
 @contextmanager

@@ -4,6 +4,7 @@ Every command that searches a folder for videos uses `walk_folder` and `split_vi
 """
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -85,6 +86,7 @@ def walk_folder(folder: str | os.PathLike, exclude: Sequence[str] = ()) -> Folde
 
     Raises:
         OSError: `folder` itself cannot be listed.
+        ValueError: names are not read as UTF-8 here, so that they would not be those of other runs.
     """
     walk = FolderWalk()
     visited: set[tuple[int, int]] = set()
@@ -110,11 +112,21 @@ def walk_folder(folder: str | os.PathLike, exclude: Sequence[str] = ()) -> Folde
         walk.folders[place] = False
         for entry in entries:
             path = f"{place}/{entry.name}" if place else entry.name
+            if not entry.name.isascii():
+                _check_file_system_encoding(entry)
             is_folder = _add_entry(walk, entry, path, exclude)
             walk.folders[place] |= walk.passed_over.get(path) != HIDDEN
             if is_folder:
                 (behind_links if entry.is_symlink() else waiting).append(path)
     return walk
+
+
+def _check_file_system_encoding(entry: os.DirEntry) -> None:
+    encoding = sys.getfilesystemencoding()
+    if encoding != "utf-8":
+        raise ValueError(
+            f"{entry.path!a}: Python reads file names as {encoding} here; set PYTHONUTF8=1, or a locale with UTF-8"
+        )
 
 
 def _add_entry(walk: FolderWalk, entry: os.DirEntry, path: str, exclude: Sequence[str]) -> bool:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from engine.run_files import DIRECTIONS, NUMBERS, read_metrics, read_ranks
 from metrics import BOOTSTRAP_RESAMPLES
-from modules.standard_streams import open_standard_streams
+from modules.standard_streams import open_standard_streams, printable
 
 QUERIES_SHOWN = 3
 
@@ -119,7 +119,7 @@ def main(argv: list[str] | None = None) -> None:
                     f"p = {p_value:.4f} (paired bootstrap over queries)"
                 )
     except (OSError, ValueError) as error:
-        sys.exit(f"compare_runs: {error}")
+        sys.exit(printable(f"compare_runs: {error}"))
 
 
 if __name__ == "__main__":

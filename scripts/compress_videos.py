@@ -38,7 +38,7 @@ from dataloaders.video_files import (
     walk_folder,
 )
 from dataloaders.worker_pool import ProcessDied, available_cores, run_tasks
-from modules.standard_streams import open_standard_streams
+from modules.standard_streams import open_standard_streams, printable
 from scripts.check_data.data_files import LOSS_TOLERANCE, promised_end
 
 FAILURES_FILE = "compress_failures.csv"
@@ -284,14 +284,14 @@ def main(argv: list[str] | None = None) -> None:
         ]
         write_reasons(args.output_root / FAILURES_FILE, outcomes["failed"])
     except (OSError, ValueError) as error:
-        sys.exit(f"compress_videos: {error}")
+        sys.exit(printable(f"compress_videos: {error}"))
     except KeyboardInterrupt:
         sys.exit("compress_videos: interrupted; the same command continues from here")
     if walk.passed_over:
-        print(describe_passed_over(walk.passed_over))
+        print(printable(describe_passed_over(walk.passed_over)))
     print(", ".join(f"{len(sources)} {outcome}" for outcome, sources in outcomes.items()))
     for source, reason in outcomes["failed"]:
-        print(f"{source}: {reason}", file=sys.stderr)
+        print(printable(f"{source}: {reason}"), file=sys.stderr)
     if outcomes["failed"]:
         sys.exit(f"compress_videos: {len(outcomes['failed'])} failed; see {args.output_root / FAILURES_FILE}")
 

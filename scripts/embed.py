@@ -38,7 +38,7 @@ import numpy as np
 from dataloaders.annotation_files import read_text
 from dataloaders.annotations import require_path
 from dataloaders.video_files import EXCLUDE_HELP, describe_passed_over
-from modules.standard_streams import open_standard_streams
+from modules.standard_streams import open_standard_streams, printable
 from modules.whole_files import atomic_write
 from video_search.encoder import Encoder
 from video_search.encoder_flags import add_encoder_flags, given_flags
@@ -134,9 +134,9 @@ def embed(args: argparse.Namespace) -> None:
         arrays, undecoded = embed_videos(encoder, files, args.num_workers)
         unreadable += undecoded
     if passed_over:
-        print(describe_passed_over(passed_over), file=sys.stderr)
+        print(printable(describe_passed_over(passed_over)), file=sys.stderr)
     for file in unreadable:
-        print(f"unreadable: {file.path!a}: {file.reason}", file=sys.stderr)
+        print(printable(f"unreadable: {file.path}: {file.reason}"), file=sys.stderr)
     if not arrays:
         raise ValueError(f"none of {len(unreadable)} videos could be read")
     with atomic_write(args.output) as temporary, temporary.open("wb") as file:
@@ -152,7 +152,7 @@ def main(argv: list[str] | None = None) -> None:
         args = build_parser().parse_args(argv)
         embed(args)
     except (OSError, ValueError) as error:
-        raise SystemExit(f"embed: {error}") from error
+        raise SystemExit(printable(f"embed: {error}")) from error
     except KeyboardInterrupt as error:
         raise interrupted(INTERRUPTED) from error
 

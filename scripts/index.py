@@ -19,7 +19,7 @@ if __name__ == "__main__":
 
 from dataloaders.unreadable import write_reasons
 from dataloaders.video_files import EXCLUDE_HELP, describe_passed_over, first_names
-from modules.standard_streams import open_standard_streams
+from modules.standard_streams import open_standard_streams, printable
 from video_search.encoder import Encoder
 from video_search.encoder_flags import ENCODER_FLAGS, add_encoder_flags, default_of, given_flags
 from video_search.index_writer import UNREADABLE_FILE
@@ -48,7 +48,7 @@ def describe(summary: Summary, store: WritableStore) -> str:
 def print_unreadable_files(files: list[UnreadableFile]) -> None:
     """Print a line with path and reason for the first of the files."""
     for file in files[:UNREADABLE_FILES_SHOWN]:
-        print(f"unreadable: {file.path if file.path.isprintable() else ascii(file.path)}: {file.reason}")
+        print(printable(f"unreadable: {file.path}: {file.reason}"))
     if len(files) > UNREADABLE_FILES_SHOWN:
         print(f"... and {len(files) - UNREADABLE_FILES_SHOWN} more unreadable files")
 
@@ -121,7 +121,7 @@ def index(args: argparse.Namespace) -> None:
         print_unreadable_files(summary.unreadable)
         for line in (describe_passed_over(summary.passed_over), describe_out_of_reach(summary.out_of_reach)):
             if line:
-                print(line)
+                print(printable(line))
         print(describe(summary, store))
         if notice:
             print(notice)
@@ -136,7 +136,7 @@ def main(argv: list[str] | None = None) -> None:
         args = build_parser().parse_args(argv)
         index(args)
     except (OSError, ValueError) as error:
-        raise SystemExit(f"index: {error}") from error
+        raise SystemExit(printable(f"index: {error}")) from error
     except KeyboardInterrupt as error:
         raise interrupted(INTERRUPTED) from error
 

@@ -21,7 +21,7 @@ if __name__ == "__main__":
     exit_on_interrupt(INTERRUPTED)  # the imports below take seconds
 
 from dataloaders.rawvideo_util import VideoReadError
-from modules.standard_streams import open_standard_streams
+from modules.standard_streams import open_standard_streams, printable
 from video_search.search import Results, VideoSearch
 from video_search.store_flags import add_store_flags, open_store
 from video_search.vectors import Word
@@ -59,9 +59,9 @@ def as_text(results: Results) -> str:
     lines = []
     for rank, hit in enumerate(results.hits, start=1):
         moments = ", ".join(map(clock, hit.best_seconds(BEST_SECONDS)))
-        lines.append(f"{rank:3}. {hit.score:.3f}  {display_path(hit.path)}  at {moments}")
+        lines.append(f"{rank:3}. {hit.score:.3f}  {printable(display_path(hit.path))}  at {moments}")
         if hit.words:
-            lines.append(f"           {word_shares(hit.words)}")
+            lines.append(f"           {printable(word_shares(hit.words))}")
     lines.append(f"{results.scanned} videos scored in {results.seconds:.2f} s")
     return "\n".join(lines)
 
@@ -117,7 +117,7 @@ def search(args: argparse.Namespace) -> None:
     folder = Path(videos.store.folder)
     for notice in (missing_files_notice(results, folder, args.index), results.notice):
         if notice:
-            print(notice, file=sys.stderr)
+            print(printable(notice), file=sys.stderr)
     print(as_json(results, folder) if args.json else as_text(results))
 
 
@@ -127,7 +127,7 @@ def main(argv: list[str] | None = None) -> None:
         open_standard_streams()
         search(build_parser().parse_args(argv))
     except (OSError, ValueError, VideoReadError) as error:
-        raise SystemExit(f"search: {error}") from error
+        raise SystemExit(printable(f"search: {error}")) from error
     except KeyboardInterrupt as error:
         raise interrupted(INTERRUPTED) from error
 

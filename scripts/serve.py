@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 
-from modules.standard_streams import open_standard_streams
+from modules.standard_streams import open_standard_streams, printable
 from video_search.search import VideoSearch
 from video_search.store_flags import add_store_flags, open_store
 
@@ -152,7 +152,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         serve(args)
     except (OSError, ValueError) as error:
-        sys.exit(f"serve: {error}")
+        sys.exit(printable(f"serve: {error}"))
     except KeyboardInterrupt:
         print("serve: ended")
 

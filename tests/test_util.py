@@ -48,6 +48,22 @@ def test_logging_again_doubles_no_line(root_logger, tmp_path):
     assert (tmp_path / "second.txt").read_text().count("once") == 1
 
 
+def test_names_cannot_forge_records_or_reach_the_terminal_raw(root_logger, tmp_path):
+    util.setup_logging(tmp_path / "log.txt")
+    name = "a\n11/28/2026 00:00:00 - INFO -   FORGED\x1b]0;title\x07\u202e\x85\u2028b\udce9.mp4"
+    logging.getLogger().info("\t%s", name)
+    try:
+        raise ValueError(name)
+    except ValueError:
+        logging.getLogger().exception("failed")
+    lines = (tmp_path / "log.txt").read_text(encoding="utf-8").split("\n")
+    shown = r"a\n11/28/2026 00:00:00 - INFO -   FORGED\x1b]0;title\x07\u202e\x85\u2028b\udce9.mp4"
+    assert lines[0].endswith(f" - INFO -   \t{shown}")
+    assert sum(line.startswith("11/28/2026 00:00:00") for line in lines) == 0
+    assert lines[-2] == "    " + shown.split(r"\n")[1]
+    assert all(character.isprintable() or character == "\t" for line in lines for character in line)
+
+
 def test_other_processes_log_errors_to_the_terminal_only(root_logger, tmp_path, capsys):
     util.setup_logging(tmp_path / "log.txt", is_main=False)
     logging.getLogger("a.module").warning("a warning")

@@ -23,7 +23,7 @@ from dataloaders.subsets import ReadSplit
 from dataloaders.worker_pool import ProcessDied, available_cores, run_tasks
 from engine.arguments import DefaultsHelpFormatter, add_flags
 from engine.flags import DATA_FLAGS
-from modules.standard_streams import open_standard_streams
+from modules.standard_streams import open_standard_streams, printable
 from modules.tokenization_clip import SimpleTokenizer
 from scripts.check_data.data_files import hash_file, read_file
 from scripts.check_data.data_report import FileFacts, Report, Span, Split, evaluation_failure, write_problems
@@ -160,9 +160,9 @@ def check_data(args: argparse.Namespace) -> str:
     print(report.table(problems))
     for split in splits:
         for note in split.annotations.notes:
-            print(f"{split.name}: {note}")
+            print(printable(f"{split.name}: {note}"))
     for name, reason in unread.items():
-        print(f"{name}: not read: {reason}")
+        print(printable(f"{name}: not read: {reason}"))
     print(f"details: {args.output_dir / PROBLEMS_FILE}, {args.output_dir / HISTOGRAMS_FILE}")
     return f"the test split cannot be read: {unread['test']}" if "test" in unread else evaluation_failure(problems)
 
@@ -179,7 +179,7 @@ def main(argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         failure = "interrupted"
     if failure:
-        sys.exit(f"check_data: {failure}")
+        sys.exit(printable(f"check_data: {failure}"))
 
 
 if __name__ == "__main__":

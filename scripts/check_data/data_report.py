@@ -205,7 +205,7 @@ def draw_shares(axes, values: Mapping[str, list[float]], mark: float, label: str
 
 def write_problems(path: Path, problems: Iterable[Problem]) -> None:
     """Write a csv with the fields of `Problem` as columns; without problems it has the header only."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = csv.writer(file)
         rows.writerow([column.name for column in fields(Problem)])
         rows.writerows(astuple(problem) for problem in problems)

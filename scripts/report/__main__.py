@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from modules.standard_streams import open_standard_streams
+from modules.standard_streams import open_standard_streams, printable
 from modules.whole_files import write_text
 from scripts.report.data import read_runs
 from scripts.report.page import page
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         write_text(output, page(read_runs(args.runs), args.gallery))
     except (OSError, ValueError) as error:
-        sys.exit(f"report: {error}")
+        sys.exit(printable(f"report: {error}"))
     print(output)
 
 

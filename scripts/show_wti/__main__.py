@@ -16,7 +16,7 @@ import numpy as np
 
 from dataloaders.rawvideo_util import VideoReadError
 from modules.explanation import Explanation, merge_tokens, whole_words
-from modules.standard_streams import open_standard_streams
+from modules.standard_streams import open_standard_streams, printable
 from modules.tokenization_clip import SimpleTokenizer
 from scripts.show_wti.drawing import draw_explanation
 from scripts.show_wti.encoding import add_model_flags, load_model, read_text, read_video
@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         show(args)
     except (OSError, ValueError, VideoReadError) as error:
-        sys.exit(f"show_wti: {error}")
+        sys.exit(printable(f"show_wti: {error}"))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def clip_id(path: str) -> str:
 
     It reveals nothing of the path and does not change when videos are added.
     """
-    return hashlib.sha256(os.fsencode(path)).hexdigest()[:20]
+    return hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:20]
 
 
 class Clips:
@@ -111,4 +111,4 @@ def open_without_waiting(path: str, flags: int) -> int:
 
 def display_path(path: str) -> str:
     """Return the path as text for people: bytes that are not UTF-8 become replacement characters."""
-    return os.fsencode(path).decode("utf-8", "replace")
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
