@@ -361,6 +361,8 @@ class VideoReader:
             self.losses.errors += 1
             return []
         for frame in frames:
+            if packet is None:
+                frame.time_base = self.stream.time_base  # PyAV takes it from the packet
             self.losses.add_frame(frame)
         return frames
 

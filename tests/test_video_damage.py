@@ -11,40 +11,7 @@ from dataloaders.frame_cache import FrameCache
 from dataloaders.rawvideo_util import RawVideoExtractor, VideoReadError
 from dataloaders.video_damage import record_damage
 from dataloaders.video_decoding import VideoReader
-
-FPS, SECONDS, STEP = 10, 20, 10
-
-
-def picture(second: int, width: int = 64, height: int = 48) -> np.ndarray:
-    """A picture of one grey level, `STEP` for each second, with a texture that makes its packets large."""
-    image = np.full((height, width, 3), STEP * second, np.uint8)
-    image[:16, :16] = np.random.default_rng(second).integers(0, 255, (16, 16, 3))
-    return image
-
-
-def write_seconds(path: Path, codec: str, **options) -> Path:
-    """A clip of `SECONDS`, each of `FPS` equal pictures and with a key frame of its own."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=FPS, options=options)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        stream.codec_context.gop_size = FPS
-        for number in range(FPS * SECONDS):
-            frame = av.VideoFrame.from_ndarray(picture(number // FPS), format="rgb24")
-            frame.pts, frame.time_base = number, Fraction(1, FPS)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
-
-
-def damage(path: Path, frame: int, kept: int = 5) -> Path:
-    """Overwrite a packet behind its first `kept` bytes, which are the length and the type of a NAL unit of H.264."""
-    with av.open(str(path)) as container:
-        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
-    place, size = packets[frame]
-    content = bytearray(path.read_bytes())
-    content[place + kept : place + size] = np.random.default_rng(1).bytes(size - kept)
-    path.write_bytes(content)
-    return path
+from tests.helpers.damaged_videos import FPS, SECONDS, STEP, damage, picture, write_seconds
 
 
 def read_seconds(path: Path) -> list[int]:
@@ -73,6 +40,13 @@ def test_reading_goes_on_behind_a_damaged_frame_and_counts_it(tmp_path, name):
     assert seconds[:9] == list(range(9)) and seconds[-9:] == list(range(11, SECONDS))
     (note,) = notes
     assert "could not be decoded" in note or "decoded with errors" in note
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_all_frames_have_their_times_also_those_at_the_end(tmp_path, name):
+    with VideoReader(write_seconds(tmp_path / name, **FORMS[name][0])) as video:
+        times = [frame.time for frame in video.read_in_order()]
+    assert times == pytest.approx([number / FPS for number in range(FPS * SECONDS)], abs=0.2)
 
 
 def test_the_note_counts_frames_by_hand(tmp_path):
