@@ -28,8 +28,10 @@ def run_tasks(
 ) -> Iterator[tuple[Any, Any]]:
     """Yield each task with `function(task)`, in the order in which they are done.
 
-    The result of a task whose process ends is a `ProcessDied`, and a new process takes over. An exception in `function`
-    is raised here and ends the run; so does an interrupt. Closing the iterator ends all processes.
+    If the process of a task ends, a new process takes over, and the task is tried again after all others, alone: the
+    system may have ended the process for the memory of all. If it ends again, the result is a `ProcessDied`. An
+    exception in `function` is raised here and ends the run; so does an interrupt. Closing the iterator ends all
+    processes.
 
     Args:
         function: picklable; sent to each process once.
@@ -38,6 +40,20 @@ def run_tasks(
         preload: modules that the processes share instead of importing them once each. The module that `python -m` runs
             must not be among them: Python would warn.
     """
+    died = []
+    with contextlib.closing(_run_once(function, tasks, processes, preload)) as results:
+        for task, result in results:
+            if isinstance(result, ProcessDied):
+                died.append(task)
+            else:
+                yield task, result
+    for task in died:
+        yield from _run_once(function, [task], 1, preload)
+
+
+def _run_once(
+    function: Callable[[Any], Any], tasks: Iterable, processes: int, preload: tuple[str, ...]
+) -> Iterator[tuple[Any, Any]]:
     pool = _Pool(function, processes, _context(preload))
     try:
         for task in tasks:
