@@ -128,3 +128,11 @@ def write_reasons(path: Path, rows: Iterable[tuple[str | Path, str]]) -> None:
     """Write a csv with the columns path and reason; file names that are not UTF-8 keep their bytes."""
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         csv.writer(file).writerows([("path", "reason"), *rows])
+
+
+def read_reasons(path: Path) -> dict[str, str]:
+    """Return the reasons by path of a csv of `write_reasons`; an empty dict if it is missing."""
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return {row["path"]: row["reason"] for row in csv.DictReader(file)}

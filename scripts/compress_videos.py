@@ -22,8 +22,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from dataloaders.frame_cache import remove_abandoned
+from dataloaders.media_files import open_media
 from dataloaders.rawvideo_util import RawVideoExtractor, VideoReadError
-from dataloaders.unreadable import write_reasons
+from dataloaders.unreadable import read_reasons, write_reasons
+from dataloaders.video_damage import describe_early_end, promised_end, record_damage
 from dataloaders.video_decoding import VideoReader
 from dataloaders.video_files import (
     BESIDE_A_FILM,
@@ -39,9 +41,9 @@ from dataloaders.video_files import (
 )
 from dataloaders.worker_pool import ProcessDied, available_cores, run_tasks
 from modules.standard_streams import open_standard_streams, printable
-from scripts.check_data.data_files import LOSS_TOLERANCE, promised_end
 
 FAILURES_FILE = "compress_failures.csv"
+DAMAGED_FILE = "compress_damaged.csv"
 OUTCOMES = ("compressed", "kept", "failed")
 PRELOAD = ("av", "dataloaders.rawvideo_util")  # the slow imports of this file
 CRF = 18  # x264's scale of quality: no visible loss, and the files are small enough
@@ -95,17 +97,19 @@ def find_jobs(input_root: Path, output_root: Path, walk: FolderWalk | None = Non
 
 
 def compress_or_keep(job: Job, fps: int, size: int) -> tuple[str, str]:
-    """Make the copy of `job` (original, copy) unless it exists; return one of `OUTCOMES` and a failure's reason."""
+    """Make the copy of `job` (original, copy) unless it exists; return one of `OUTCOMES` and a failure's reason.
+
+    The reason of a copy that was made is what its original has lost: frames around it are shown longer.
+    """
     source, target = job
     try:
         if is_finished(source, target, fps, size):
             return "kept", ""
-        compress_video(source, target, fps, size)
+        return "compressed", compress_video(source, target, fps, size)
     except VideoReadError as error:
         return "failed", error.reason
-    except (av.FFmpegError, OSError) as error:
-        return "failed", error.strerror or str(error)
-    return "compressed", ""
+    except (av.FFmpegError, OSError, ValueError, MemoryError) as error:
+        return "failed", getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def is_finished(source: Path, target: Path, fps: int, size: int) -> bool:
@@ -113,9 +117,7 @@ def is_finished(source: Path, target: Path, fps: int, size: int) -> bool:
     if not target.is_file():
         return False
     try:
-        with av.open(
-            os.path.abspath(target)
-        ) as container:  # an mp4's header is at its end: an incomplete file has none
+        with open_media(target) as container:  # an mp4's header is at its end: an incomplete file has none
             return container.metadata.get("comment") == describe_copy(source, fps, size)
     except av.FFmpegError:
         return False
@@ -128,11 +130,11 @@ def describe_copy(source: Path, fps: int, size: int) -> str:
     return f"compress_videos: fps {fps}, size {size}, crf {CRF}, {original}"
 
 
-def compress_video(source: Path, target: Path, fps: int, size: int) -> None:
-    """Write the copy `target` of `source`, complete and checked, or not at all.
+def compress_video(source: Path, target: Path, fps: int, size: int) -> str:
+    """Write the copy `target` of `source`, complete and checked, or not at all; return what `source` has lost.
 
     Raises:
-        VideoReadError: `source` is damaged, or the copy does not read back as it was written.
+        VideoReadError: `source` is unreadable or ends early, or the copy does not read back as it was written.
         av.FFmpegError, OSError: reading or writing failed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -140,9 +142,11 @@ def compress_video(source: Path, target: Path, fps: int, size: int) -> None:
     writer = f"{socket.gethostname()}.{os.getpid()}"
     unfinished = target.with_name(f".{target.stem[:40]}.{writer}{UNFINISHED_SUFFIX}")
     try:
-        frame_count = write_copy(source, unfinished, fps, size)
+        with record_damage() as notes:
+            frame_count = write_copy(source, unfinished, fps, size)
         check_copy(unfinished, frame_count, fps)
         os.replace(unfinished, target)
+        return "; ".join(notes)
     finally:
         unfinished.unlink(missing_ok=True)
 
@@ -172,27 +176,24 @@ def frames_on_screen(video: VideoReader, fps: int) -> Iterator[av.VideoFrame]:
     """Yield the frame that is shown 0, 1/fps, 2/fps, ... seconds after the first one, until the end; at least one.
 
     Raises:
-        VideoReadError: the video cannot be decoded to its end, or ends a second or more too early.
+        VideoReadError: no frame can be decoded, or the video ends a second or more too early.
     """
     interval = min(1 / video.header.fps, LONGEST_FRAME)
     shown, start, last, count = None, 0.0, 0.0, 0
-    try:
-        for second, frame in timed_frames(video.container.decode(video.stream), interval):
-            if shown is None:
-                start = last = second
-            if not 0 <= second - last <= LONGEST_FRAME:
-                raise VideoReadError(video.path, f"times jump by {second - last:.1f} after {last - start:.1f} seconds")
-            while shown is not None and count / fps < second - start - TIME_TOLERANCE:
-                yield shown
-                count += 1
-            shown, last = frame, second
-    except av.FFmpegError as error:
-        raise VideoReadError(video.path, f"it cannot be decoded to its end: {error.strerror}") from error
+    for second, frame in timed_frames(video.read_in_order(), interval):
+        if shown is None:
+            start = last = second
+        if not 0 <= second - last <= LONGEST_FRAME:
+            raise VideoReadError(video.path, f"times jump by {second - last:.1f} after {last - start:.1f} seconds")
+        while shown is not None and count / fps < second - start - TIME_TOLERANCE:
+            yield shown
+            count += 1
+        shown, last = frame, second
     if shown is None:
         raise VideoReadError(video.path, "no frame could be decoded")
-    end, promised = last + interval, promised_end(video, start)
-    if end < promised - LOSS_TOLERANCE:
-        raise VideoReadError(video.path, f"it ends at second {end:.1f}, not {promised:.1f} as its header says")
+    end = last + interval
+    if early_end := describe_early_end(end, promised_end(video, start)):
+        raise VideoReadError(video.path, early_end)
     while count == 0 or count / fps < end - start - TIME_TOLERANCE:
         yield shown
         count += 1
@@ -228,7 +229,7 @@ def copy_size(width: int, height: int, size: int) -> tuple[int, int]:
 
 def check_copy(path: Path, frame_count: int, fps: int) -> None:
     """Raise VideoReadError unless the project's reader finds `frame_count` frames at `fps` per second in `path`."""
-    with av.open(os.path.abspath(path)) as container:
+    with open_media(path) as container:
         rate = container.streams.video[0].average_rate
     # At this rate every frame is a sample; one more is requested, to notice a surplus.
     found = len(RawVideoExtractor(fps, size=1).read_frames(path, frame_count + 1))
@@ -238,8 +239,12 @@ def check_copy(path: Path, frame_count: int, fps: int) -> None:
         )
 
 
-def compress_all(jobs: list[Job], fps: int, size: int, processes: int) -> dict[str, list]:
-    """Make all copies; return the originals by outcome (`OUTCOMES`), with the reasons of failures, sorted."""
+def compress_all(jobs: list[Job], fps: int, size: int, processes: int, damaged_file: Path) -> dict[str, list]:
+    """Make all copies; return the originals by outcome (`OUTCOMES`), with the reasons of failures, sorted.
+
+    What originals have lost is the reason of their copies. It is kept in `damaged_file`, row by row, for later runs.
+    """
+    known = read_reasons(damaged_file)
     outcomes: dict[str, list[tuple[Path, str]]] = {outcome: [] for outcome in OUTCOMES}
     results = run_tasks(partial(compress_or_keep, fps=fps, size=size), jobs, processes, PRELOAD)
     for (source, target), result in tqdm(results, total=len(jobs), unit="video", desc="compress"):
@@ -248,6 +253,11 @@ def compress_all(jobs: list[Job], fps: int, size: int, processes: int) -> dict[s
         outcome, reason = result
         if outcome == "failed" and target.is_file():
             reason += f"; {target} is left as it is, a copy with other settings or of another original"
+        if outcome == "kept":
+            reason = known.get(str(source), "")
+        elif outcome == "compressed" and reason:
+            known[str(source)] = reason
+            write_reasons(damaged_file, known.items())
         outcomes[outcome].append((source, reason))
     return {outcome: sorted(sources) for outcome, sources in outcomes.items()}
 
@@ -278,11 +288,17 @@ def main(argv: list[str] | None = None) -> None:
         args.output_root.mkdir(parents=True, exist_ok=True)
         for folder in {target.parent for _, target in jobs}:
             remove_abandoned(folder, f".*{UNFINISHED_SUFFIX}")
-        outcomes = compress_all(jobs, args.fps, args.size, args.num_workers)
+        damaged_file = args.output_root / DAMAGED_FILE
+        outcomes = compress_all(jobs, args.fps, args.size, args.num_workers, damaged_file)
         outcomes["failed"] += [
             (args.input_root / path, f"it cannot be read: {error.strerror}") for path, error in walk.errors.items()
         ]
         write_reasons(args.output_root / FAILURES_FILE, outcomes["failed"])
+        damaged = sorted(row for outcome in ("compressed", "kept") for row in outcomes[outcome] if row[1])
+        if damaged:
+            write_reasons(damaged_file, damaged)
+        else:
+            damaged_file.unlink(missing_ok=True)
     except (OSError, ValueError) as error:
         sys.exit(printable(f"compress_videos: {error}"))
     except KeyboardInterrupt:
@@ -290,8 +306,10 @@ def main(argv: list[str] | None = None) -> None:
     if walk.passed_over:
         print(printable(describe_passed_over(walk.passed_over)))
     print(", ".join(f"{len(sources)} {outcome}" for outcome, sources in outcomes.items()))
-    for source, reason in outcomes["failed"]:
+    for source, reason in [*damaged, *outcomes["failed"]]:
         print(printable(f"{source}: {reason}"), file=sys.stderr)
+    if damaged:
+        print(printable(f"compress_videos: {len(damaged)} originals are damaged; see {damaged_file}"), file=sys.stderr)
     if outcomes["failed"]:
         sys.exit(f"compress_videos: {len(outcomes['failed'])} failed; see {args.output_root / FAILURES_FILE}")
 

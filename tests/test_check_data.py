@@ -23,15 +23,16 @@ from dataloaders.annotations import Annotations, Caption
 from dataloaders.frame_cache import FrameCache
 from dataloaders.rawvideo_util import RawVideoExtractor
 from scripts.check_data.__main__ import find_same_content, main, read_files
-from scripts.check_data.data_files import measure_length
+from scripts.check_data.data_files import read_through
 from scripts.check_data.data_report import FileFacts, Split, draw_shares
 from scripts.miniature.msrvtt import write_mini_msrvtt
 from tests.conftest import REPOSITORY
+from tests.helpers.damaged_videos import damage, write_seconds
 from tests.helpers.miniatures import WRITERS, write_miniature
 from tests.helpers.numbered_videos import steady, write_numbered
 
 COLUMNS = ("missing", "unreadable", "ends early", "shorter than 1 s", "same content as another", "also in training",
-           "caption repeated", "caption cut")  # fmt: skip
+           "caption repeated", "caption cut", "lost frames")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def test_every_fault_is_listed(faulty, tmp_path, capsys):
     assert details["good", "caption cut"] == "10 tokens: one two three four five six seven eight"
     assert details["good", "caption repeated"] == "2 times, of 1 videos: a dog runs"
     assert "empty" in details["empty", "unreadable"] and details["noise", "unreadable"]
-    assert outcome.table == {"train": [6, 8, 1, 1, 0, 1, 2, 0, 1, 1], "test": [5, 5, 1, 1, 0, 0, 1, 1, 2, 0]}
+    assert outcome.table == {"train": [6, 8, 1, 1, 0, 1, 2, 0, 1, 1, 0], "test": [5, 5, 1, 1, 0, 0, 1, 1, 2, 0, 0]}
     assert outcome.failure == "check_data: 2 videos of the test split are missing or unreadable: absent, empty"
 
 
@@ -201,7 +202,7 @@ def test_time_spans_beyond_the_end_are_unreadable(tmp_path, capsys):
     (tmp_path / "clips.csv").write_text("\n".join(["video,caption,start,end,split", *rows]))
     flags = ["--datatype", "custom", "--data_path", str(tmp_path / "clips.csv"), "--features_path", str(tmp_path)]
     outcome = check(capsys, tmp_path / "report", *flags)
-    assert outcome.table == {"train": [1, 1, 0, 1, 0, 0, 0, 0, 0, 0], "test": [1, 3, 0, 1, 0, 0, 0, 1, 0, 0]}
+    assert outcome.table == {"train": [1, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0], "test": [1, 3, 0, 1, 0, 0, 0, 1, 0, 0, 0]}
     assert all("second 7" in row[4] for row in outcome.rows if row[3] == "unreadable")
     assert "val: not read" in outcome.out
 
@@ -238,10 +239,24 @@ def test_files_that_are_cut_end_early(tmp_path, capsys, extension, codec):
     (tmp_path / f"videos/part.{extension}").write_bytes(content[: len(content) * 3 // 10])
     outcome = check(capsys, tmp_path / "report", *write_msrvtt(tmp_path, {"whole": ["a dog"]}, [("part", "a cat")]))
     assert outcome.failure is None
-    ((split, name, _, problem, detail),) = outcome.rows
+    (split, name, _, problem, detail), *others = outcome.rows
     assert (split, name, problem) == ("test", "part", "ends early")
+    assert {(row[1], row[3]) for row in others} <= {("part", "lost frames")}  # the cut may go through a frame
     end, promised = map(float, re.fullmatch(r"it ends at second (.+), not (.+) as its header says", detail).groups())
     assert 1 < end < 10 and promised == pytest.approx(20, abs=0.15)
+
+
+def test_a_damaged_frame_between_the_sampled_ones_is_listed(tmp_path, capsys):
+    (tmp_path / "videos").mkdir()
+    for name in ("whole", "part"):
+        write_seconds(tmp_path / f"videos/{name}.mp4", "libx264")
+    damage(tmp_path / "videos/part.mp4", frame=9 * 10)
+    flags = write_msrvtt(tmp_path, {"whole": ["a dog"]}, [("part", "a cat")])
+    outcome = check(capsys, tmp_path / "report", *flags, "--max_frames", "2", "--slice_framepos", "2")
+    ((split, name, _, problem, detail),) = outcome.rows
+    assert (split, name, problem) == ("test", "part", "lost frames")
+    assert re.search("frames? (could not be decoded|decoded with errors)", detail)
+    assert (outcome.failure, outcome.table["test"][-1]) == (None, 1)
 
 
 def test_files_whose_header_states_more_than_the_film_do_not_end_early(tmp_path):
@@ -250,9 +265,9 @@ def test_files_whose_header_states_more_than_the_film_do_not_end_early(tmp_path)
     edit = struct.pack(">I", 20_000)  # its length in milliseconds, after version, flags and the number of edits
     assert tail[8:12] == edit
     trimmed.write_bytes(head + b"elst" + tail[:8] + struct.pack(">I", 8_000) + tail[12:])
-    assert measure_length(trimmed) == (8.0, "")
+    assert read_through(trimmed) == (8.0, "", "")
     late = write_numbered(tmp_path / "late.mkv", [5 + second for second in steady(100, 10)], 10)
-    assert measure_length(late)[1] == ""
+    assert read_through(late)[1] == ""
     with av.open(str(late)) as film, av.open(str(tmp_path / "sound.mkv"), "w") as container:
         stream = container.add_stream_from_template(film.streams.video[0])
         sound = container.add_stream("pcm_s16le", rate=8000)
@@ -264,19 +279,19 @@ def test_files_whose_header_states_more_than_the_film_do_not_end_early(tmp_path)
             container.mux(packet)
     with av.open(str(tmp_path / "sound.mkv")) as container:
         assert container.duration >= 20 * av.time_base
-    assert measure_length(tmp_path / "sound.mkv")[1] == ""
+    assert read_through(tmp_path / "sound.mkv")[1] == ""
 
 
 @pytest.mark.parametrize(("name", "codec", "seconds"), [("a.m2v", "mpeg2video", 0.8), ("a.h264", "libx264", 0.8)])
 def test_raw_streams_have_the_length_of_their_frames(tmp_path, name, codec, seconds):
-    assert measure_length(write_numbered(tmp_path / name, steady(20, 25), 25, codec=codec)) == (seconds, "")
+    assert read_through(write_numbered(tmp_path / name, steady(20, 25), 25, codec=codec)) == (seconds, "", "")
 
 
 @pytest.mark.real_clips
-def test_no_real_clip_ends_early(real_clips):
+def test_no_real_clip_is_damaged(real_clips):
     clips = sorted((real_clips / "videos").iterdir())
     assert len(clips) > 50
-    assert {path.name: early_end for path in clips if (early_end := measure_length(path)[1])} == {}
+    assert {path.name: damage for path in clips if any(damage := read_through(path)[1:])} == {}
 
 
 @pytest.fixture(scope="module")
@@ -365,7 +380,7 @@ def test_the_command_reports_the_broken_real_clips(real_clips, tmp_path):
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
     assert result.returncode == 1
     table = read_table(result.stdout)
-    assert table["train"] == [1, 1, 0, 0, 0, 0, 0, 0, 0, 0]
+    assert table["train"] == [1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]
     videos, captions, missing, unreadable, *_ = table["test"]
     assert (videos, captions, missing) == (27, 27, 0) and unreadable >= 20
     last = result.stderr.splitlines()[-1]

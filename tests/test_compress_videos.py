@@ -3,6 +3,7 @@
 import csv
 import math
 import os
+import re
 import shutil
 import signal
 import struct
@@ -21,8 +22,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataloaders.rawvideo_util import RawVideoExtractor, VideoReadError
+from dataloaders.video_damage import promised_end
 from scripts import compress_videos
-from scripts.check_data.data_files import promised_end
 from scripts.compress_videos import (
     check_copy,
     compress_video,
@@ -33,6 +34,7 @@ from scripts.compress_videos import (
     write_copy,
 )
 from tests.conftest import REPOSITORY
+from tests.helpers.damaged_videos import damage, write_seconds
 from tests.helpers.numbered_videos import MILLISECOND, read_numbers, steady, write_numbered
 from tests.helpers.reader_cases import touch
 
@@ -366,9 +368,34 @@ def test_broken_real_clips_fail_or_have_a_copy_that_reads(real_clips, tmp_path):
         failed = {row["path"]: row["reason"] for row in csv.DictReader(file)}
     copies = {path.stem for path in tmp_path.glob("*.mp4")}
     assert len(failed) >= 20 and copies
-    assert "cannot be decoded to its end" in failed[str(real_clips / "broken/128_corrupted.mp4")]
+    damaged_file = tmp_path / "compress_damaged.csv"
+    with damaged_file.open(newline="") as file:
+        damaged = {row["path"]: row["reason"] for row in csv.DictReader(file)}
+    corrupted = real_clips / "broken/128_corrupted.mp4"
+    assert damaged[str(corrupted)].startswith("1 frame could not be decoded")
     assert {Path(path).stem for path in failed} == {path.stem for path in (real_clips / "broken").iterdir()} - copies
     assert all(read_numbers(tmp_path / f"{name}.mp4") for name in copies)
     # FFmpeg's own messages would be lines more
     lines = [line for line in result.stderr.splitlines() if line and not line.startswith("compress: ")]
-    assert lines[:-1] == [f"{path}: {reason}" for path, reason in failed.items()]
+    listed = [f"{path}: {reason}" for path, reason in [*damaged.items(), *failed.items()]]
+    assert lines[:-1] == [*listed, f"compress_videos: {len(damaged)} originals are damaged; see {damaged_file}"]
+
+
+def test_damaged_originals_are_copied_and_listed_in_every_run(tmp_path, capsys):
+    folders = tmp_path / "in", tmp_path / "out"
+    (tmp_path / "in").mkdir()
+    whole = write_seconds(tmp_path / "in/whole.mp4", "libx264")
+    shutil.copy(whole, tmp_path / "in/damaged.mp4")
+    damage(tmp_path / "in/damaged.mp4", frame=9 * 10)
+    for outcome in ("2 compressed, 0 kept, 0 failed\n", "0 compressed, 2 kept, 0 failed\n"):
+        message, out, errors = run_here(capsys, *folders)
+        assert (message, out) == (None, outcome)
+        assert "1 originals are damaged" in errors and "whole.mp4" not in errors
+        with (tmp_path / "out/compress_damaged.csv").open(newline="") as file:
+            (row,) = csv.DictReader(file)
+        assert row["path"] == str(tmp_path / "in/damaged.mp4")
+        assert re.search("frames? (could not be decoded|decoded with errors)", row["reason"])
+    reader = RawVideoExtractor(1, 32)
+    copies = [reader.read_frames(tmp_path / f"out/{name}.mp4", 100) for name in ("damaged", "whole")]
+    assert len(copies[0]) == len(copies[1]) == 20
+    assert np.abs(copies[0][11:].astype(int) - copies[1][11:]).mean() < 2

@@ -14,12 +14,13 @@ from dataloaders.annotations import Annotations, Caption, first_names
 MISSING = "missing"
 UNREADABLE = "unreadable"
 ENDS_EARLY = "ends early"
+LOST_FRAMES = "lost frames"
 SHORT = "shorter than 1 s"
 SAME_CONTENT = "same content as another"
 IN_TRAINING = "also in training"
 REPEATED = "caption repeated"
 CUT = "caption cut"
-KINDS = (MISSING, UNREADABLE, ENDS_EARLY, SHORT, SAME_CONTENT, IN_TRAINING, REPEATED, CUT)
+KINDS = (MISSING, UNREADABLE, ENDS_EARLY, SHORT, SAME_CONTENT, IN_TRAINING, REPEATED, CUT, LOST_FRAMES)
 MOST_BINS = 60
 
 Span = tuple[float | None, float | None]
@@ -56,11 +57,13 @@ class FileFacts:
         seconds: its length; 0 is unknown.
         failures: reasons by span, for spans without frames.
         early_end: where it ends and where it should; empty if it is complete or its length is unknown.
+        lost_frames: how many frames are damaged, as text; empty if there are none.
     """
 
     seconds: float
     failures: dict[Span, str] = field(default_factory=dict)
     early_end: str = ""
+    lost_frames: str = ""
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,8 @@ class Report:
                 yield Problem(split.name, video_id, path, UNREADABLE, "; ".join(dict.fromkeys(reasons)))
             if facts.early_end:
                 yield Problem(split.name, video_id, path, ENDS_EARLY, facts.early_end)
+            if facts.lost_frames and not reasons:
+                yield Problem(split.name, video_id, path, LOST_FRAMES, facts.lost_frames)
             if not reasons and 0 < facts.seconds < 1:
                 yield Problem(split.name, video_id, path, SHORT, f"{facts.seconds:.2f} s")
 
