@@ -70,7 +70,7 @@ def embed_videos(
     encoder: Encoder, files: list[str], processes: int
 ) -> tuple[dict[str, np.ndarray], list[UnreadableFile]]:
     """Return the arrays of all readable videos, in the order of the files, and the unreadable ones."""
-    results = dict(encoder.videos(files, processes, progress=True))
+    results = dict(encoder.videos(files, processes, progress=True, on_read=print_loss))
     unreadable = [results[file] for file in files if isinstance(results[file], UnreadableFile)]
     names = [file for file in files if not isinstance(results[file], UnreadableFile)]
     if not names:
@@ -78,6 +78,12 @@ def embed_videos(
     videos = VideoVectors.concatenate([results[name] for name in names])
     arrays = {name: getattr(videos, name) for name in ("pooled", "counts", "weights", "floors", "seconds")}
     return {"names": np.array(names), "vectors": videos.frames, **arrays}, unreadable
+
+
+def print_loss(path: str, loss: str) -> None:
+    """Print what is lost of a damaged video."""
+    if loss:
+        print(f"damaged: {path!a}: {loss}", file=sys.stderr)
 
 
 def embed_texts(encoder: Encoder, texts: list[str]) -> dict[str, np.ndarray]:

@@ -2,12 +2,14 @@
 
 Encodes the videos below FOLDER. Further runs encode only new and changed videos, remove deleted ones from the index,
 and continue after an interruption. Videos whose folder is missing, empty or unreadable, as on a disk that is unplugged,
-are kept. Unreadable files are listed at the end, and in DIR/bad_videos.csv.
+are kept. Unreadable files are listed at the end, and in DIR/bad_videos.csv; damaged videos, which are indexed without
+what is lost, in DIR/damaged_videos.csv.
 """
 
 # ruff: noqa: E402
 
 import argparse
+from itertools import islice
 from pathlib import Path
 
 from modules.interrupts import exit_on_interrupt, interrupted, raise_on_interrupt
@@ -17,12 +19,12 @@ INTERRUPTED = "index: interrupted; the same command continues from here"
 if __name__ == "__main__":
     exit_on_interrupt(INTERRUPTED)  # the imports below take seconds
 
-from dataloaders.unreadable import write_reasons
+from dataloaders.unreadable import read_reasons, write_reasons
 from dataloaders.video_files import EXCLUDE_HELP, describe_passed_over, first_names
 from modules.standard_streams import open_standard_streams, printable
 from video_search.encoder import Encoder
 from video_search.encoder_flags import ENCODER_FLAGS, add_encoder_flags, default_of, given_flags
-from video_search.index_writer import UNREADABLE_FILE
+from video_search.index_writer import DAMAGED_FILE, UNREADABLE_FILE
 from video_search.indexing import Summary, update
 from video_search.reading import UnreadableFile, add_num_workers, check_num_workers
 from video_search.store_flags import add_store_flags, open_store_for_writing
@@ -51,6 +53,14 @@ def print_unreadable_files(files: list[UnreadableFile]) -> None:
         print(printable(f"unreadable: {file.path}: {file.reason}"))
     if len(files) > UNREADABLE_FILES_SHOWN:
         print(f"... and {len(files) - UNREADABLE_FILES_SHOWN} more unreadable files")
+
+
+def print_losses(losses: dict[str, str]) -> None:
+    """Print a line with path and loss for the first damaged videos, and their number."""
+    for path, loss in islice(losses.items(), UNREADABLE_FILES_SHOWN):
+        print(f"damaged: {path if path.isprintable() else ascii(path)}: {loss}")
+    if losses:
+        print(f"{len(losses)} damaged videos are indexed without what is lost")
 
 
 def print_checks(summary: Summary) -> None:
@@ -85,6 +95,14 @@ def sampling_notice(rule: str, args: argparse.Namespace) -> str:
     )
 
 
+def write_losses(path: Path, losses: dict[str, str]) -> None:
+    """Write what is lost of damaged videos, or remove the file if there are none."""
+    if losses:
+        write_reasons(path, sorted(losses.items()))
+    else:
+        path.unlink(missing_ok=True)
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", metavar="FOLDER", help="folder of videos, subfolders included")
@@ -110,14 +128,20 @@ def index(args: argparse.Namespace) -> None:
     try:
         encoder = Encoder.load(settings=store.settings, **given_flags(args))
         notice = sampling_notice(encoder.settings["frame_sampling"], args)
-        summary = update(
-            store, args.folder, encoder, args.num_workers, args.moved, args.retry_bad, progress=True,
-            exclude=args.exclude, remove_missing=args.remove_missing,
-        )  # fmt: skip
+        losses = {} if store.directory is None else read_reasons(store.directory / DAMAGED_FILE)
+        try:
+            summary = update(
+                store, args.folder, encoder, args.num_workers, args.moved, args.retry_bad, progress=True,
+                exclude=args.exclude, remove_missing=args.remove_missing, losses=losses,
+            )  # fmt: skip
+        finally:  # an interrupted update keeps its videos, too
+            if store.directory is not None:
+                write_losses(store.directory / DAMAGED_FILE, losses)
         store.compact()
         if store.directory is not None:
             write_reasons(store.directory / UNREADABLE_FILE, [(one.path, one.reason) for one in summary.unreadable])
         print_checks(summary)
+        print_losses(losses)
         print_unreadable_files(summary.unreadable)
         for line in (describe_passed_over(summary.passed_over), describe_out_of_reach(summary.out_of_reach)):
             if line:

@@ -90,7 +90,11 @@ ALLOWED_IMPORTS = {
     "modules.whole_files": set(),
     # flags, and their values in a training, are read in the engine alone
     "video_search": {"video_search", "modules", "dataloaders", "engine.flags", "engine.recorded_flags"},
-    "video_search.reading": {"dataloaders.rawvideo_util", "dataloaders.worker_pool"},  # by processes without a model
+    "video_search.reading": {  # by processes without a model
+        "dataloaders.rawvideo_util",
+        "dataloaders.video_damage",
+        "dataloaders.worker_pool",
+    },
     "video_search.index_files": {"modules.whole_files", "video_search.stores"},
     "video_search.stored_rows": {"video_search.index_files"},
     "video_search.stores": {"video_search.vectors"},

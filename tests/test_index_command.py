@@ -1,15 +1,18 @@
 """python -m scripts.index, as a user starts it."""
 
 import csv
+import re
 import shutil
 
 import pytest
 
 from scripts import index as index_script
+from tests.helpers.damaged_videos import damage, write_seconds
 from tests.helpers.launch import run_python
 from tests.helpers.search_cases import (
     write_checkpoint,
 )
+from video_search.encoder import Encoder
 from video_search.index_reader import IndexReader
 from video_search.index_writer import IndexWriter
 
@@ -40,6 +43,31 @@ def test_real_videos(tmp_path, real_clips, capsys):
     assert f"0 new, 0 changed, 0 removed, {len(store)} unchanged" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="index: .*max_frames 3 of the index, 2 here"):
         index_script.main([str(folder), "--index", str(index), "--max_frames", "2"])
+
+
+def test_damaged_videos_are_indexed_and_listed_until_they_are_replaced(tmp_path, capsys):
+    flags = write_checkpoint(tmp_path, "wti", max_frames=12)
+    index, folder = tmp_path / "index", tmp_path / "videos"
+    folder.mkdir()
+    whole = write_seconds(folder / "whole.avi", "mpeg4")
+    damaged = folder / "damaged.avi"
+    shutil.copy(whole, damaged)
+    damage(damaged, frame=9 * 10, kept=0)
+    model = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
+    for added in (2, 0):  # the second run reads no video
+        index_script.main([str(folder), "--index", str(index), *model, "--num_workers", "0"])
+        out = capsys.readouterr().out
+        assert re.search(r"^damaged: damaged.avi: 1 frame (could not be decoded|decoded with errors)$", out, re.M)
+        assert f"2 videos: {added} new" in out and "1 damaged videos are indexed without what is lost" in out
+        with (index / "damaged_videos.csv").open(newline="", encoding="utf-8") as file:
+            assert [row["path"] for row in csv.DictReader(file)] == ["damaged.avi"]
+    encoder = Encoder.load(**flags)
+    assert re.search("is damaged: 1 frame", encoder.video_query(damaged).notice)
+    assert encoder.video_query(whole).notice == ""
+    shutil.copy(whole, damaged)
+    index_script.main([str(folder), "--index", str(index), *model, "--num_workers", "0"])
+    assert "damaged" not in capsys.readouterr().out
+    assert not (index / "damaged_videos.csv").exists()
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +29,7 @@ from modules.modeling import CLIP4Clip
 from modules.module_clip import trim_padding
 from modules.tokenization_clip import SimpleTokenizer
 from video_search.encoder_flags import ENCODER_FLAGS, SETTINGS_OF_OLDER_INDEXES, resolve_flags
-from video_search.reading import UnreadableFile, read_videos
+from video_search.reading import UnreadableFile, read_sampled, read_videos
 from video_search.vectors import Query, VideoVectors
 
 MAX_CHARACTERS = 20_000
@@ -103,30 +104,38 @@ class Encoder:
         """
         return self.frames_query(*self.video_reader()(path))
 
-    def video_reader(self) -> Callable[[str | os.PathLike], tuple[np.ndarray, np.ndarray]]:
+    def video_reader(self) -> Callable[[str | os.PathLike], tuple[np.ndarray, np.ndarray, str]]:
         """Return the function that reads a video for `frames_query`; picklable, so that another process can decode."""
         return partial(
-            self.extractor.read_frames_with_times,
+            read_sampled,
+            extractor=self.extractor,
             max_frames=self.config.max_frames,
             slice_framepos=self.settings["slice_framepos"],
         )
 
-    def frames_query(self, frames: np.ndarray, seconds: np.ndarray) -> Query:
+    def frames_query(self, frames: np.ndarray, seconds: np.ndarray, damage: str = "") -> Query:
         """Encode an example video as a query, from its frames (L,3,S,S) uint8 and their seconds (L,).
+
+        What is lost of it becomes a notice.
 
         Raises: ValueError if its vectors are not finite.
         """
         video = self._encode_videos([frames], [seconds])
         video.check_finite("the example video")
-        return example_query(video)
+        notice = f"the example video is damaged: {damage}" if damage else ""
+        return replace(example_query(video), notice=notice)
 
     def videos(
-        self, paths: Sequence[str | os.PathLike], processes: int | None = None, progress: bool = False
+        self,
+        paths: Sequence[str | os.PathLike],
+        processes: int | None = None,
+        progress: bool = False,
+        on_read: Callable[[str | os.PathLike, str], None] | None = None,
     ) -> Iterator[tuple[str | os.PathLike, VideoVectors | UnreadableFile]]:
         """Yield every path with the vectors of its video or the reason why it is unreadable, in order of completion.
 
         `processes` decode in parallel with the encoding, by default one per core; 0 decodes in this process. A decoder
-        that crashes costs its video only, except with 0. `progress` shows a bar.
+        that crashes costs its video only, except with 0. `progress` shows a bar; `on_read` is that of `read_videos`.
 
         Raises: ValueError, with the path, if the vectors of a video are not finite.
         """
@@ -134,7 +143,7 @@ class Encoder:
         batch_size = max(1, FRAMES_AT_ONCE // self.config.max_frames)
         processes = available_cores() if processes is None else processes
         sampling = self.config.max_frames, self.settings["slice_framepos"]
-        results = read_videos(paths, self.extractor, *sampling, processes)
+        results = read_videos(paths, self.extractor, *sampling, processes, on_read)
         for path, result in tqdm(results, total=len(paths), unit="video", disable=not progress):
             if isinstance(result, UnreadableFile):
                 yield path, result

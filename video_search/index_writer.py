@@ -30,6 +30,7 @@ from video_search.vectors import VideoVectors
 
 LOCK_FILE = "writer.lock"
 UNREADABLE_FILE = "bad_videos.csv"  # written by scripts/index.py
+DAMAGED_FILE = "damaged_videos.csv"  # likewise
 VIDEOS_AT_ONCE = 1000  # copied to a new generation
 
 
@@ -214,4 +215,4 @@ def new_contents(directory: Path) -> Contents:
 
 def is_index_file(name: str) -> bool:
     """Return True for the name of a file that an index may leave without its index.json."""
-    return name in (LOCK_FILE, UNREADABLE_FILE, f"{INDEX_FILE}.partial") or name.endswith(".f32")
+    return name in (LOCK_FILE, UNREADABLE_FILE, DAMAGED_FILE, f"{INDEX_FILE}.partial") or name.endswith(".f32")

@@ -69,6 +69,7 @@ def update(
     progress: bool = False,
     exclude: Sequence[str] = (),
     remove_missing: bool = False,
+    losses: dict[str, str] | None = None,
 ) -> Summary:
     """Update `store` to hold the vectors of exactly the videos below `folder`; only new and changed ones are encoded.
 
@@ -83,10 +84,12 @@ def update(
         retry_bad: read unchanged unreadable files again.
         exclude: patterns of `video_files.left_out`.
         remove_missing: remove videos that are out of reach, too.
+        losses: receives what is lost of damaged videos, by path; entries of videos that are whole or gone are removed.
 
     Raises: FileNotFoundError if the folder is missing; ValueError if it has no video, if the store has videos of
     another folder or vectors of another encoder, or if the encoder makes vectors that are not finite.
     """
+    losses = {} if losses is None else losses
     started = committed = time.monotonic()
     folder = require_path(folder, "FOLDER", folder=True).resolve()
     check_same_folder(store, folder, moved)
@@ -106,6 +109,14 @@ def update(
             summary.unreadable.append(UnreadableFile(path, before.reason))
         else:
             summary.unchanged += 1
+    for path in losses.keys() - known.keys() - found.keys():
+        del losses[path]
+
+    def note_loss(file: str, loss: str) -> None:
+        losses.pop(waiting[file], None)
+        if loss:
+            losses[waiting[file]] = loss
+
     for path in damaged:
         store.remove(path)  # at once: an interrupted update must not keep them
     for path in sorted(known.keys() - found.keys()):
@@ -117,10 +128,13 @@ def update(
                 summary.out_of_reach.append(path)
         else:
             store.remove(path)
+            losses.pop(path, None)
             summary.removed += not known[path].reason
     try:
-        for file, result in encoder.videos(list(waiting), processes, progress):
+        for file, result in encoder.videos(list(waiting), processes, progress, note_loss):
             path = waiting[file]
+            if isinstance(result, UnreadableFile):
+                losses.pop(path, None)
             put(store, path, found[path], result)
             summary.count(path, result, is_new=path not in known or bool(known[path].reason))
             if time.monotonic() - committed >= COMMIT_SECONDS:

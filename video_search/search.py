@@ -132,14 +132,20 @@ class VideoSearch:
         return self._results(started, self.encoder.video_query(path), str(path), top, shortlist)
 
     def frames(
-        self, frames: np.ndarray, seconds: np.ndarray, asked: str, top: int = 10, shortlist: int | None = None
+        self,
+        frames: np.ndarray,
+        seconds: np.ndarray,
+        damage: str,
+        asked: str,
+        top: int = 10,
+        shortlist: int | None = None,
     ) -> Results:
         """Return the `top` videos that are most similar to the one named `asked`; otherwise as `text`.
 
-        `frames` and `seconds` are those of `encoder.video_reader()(asked)`, which another process may have read.
+        `frames`, `seconds` and `damage` are from `encoder.video_reader()(asked)`, which another process may have read.
         """
         started = self._start()
-        return self._results(started, self.encoder.frames_query(frames, seconds), asked, top, shortlist)
+        return self._results(started, self.encoder.frames_query(frames, seconds, damage), asked, top, shortlist)
 
     def similar(self, path: str, top: int = 10, shortlist: int | None = None) -> Results:
         """Return the `top` other videos of the index that are most similar to this one of it; otherwise as `text`.

@@ -1,6 +1,7 @@
 """A token-wise model from its checkpoint, and the words and frames that it reads of one text and one video."""
 
 import argparse
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 
 from dataloaders.rawvideo_util import RawVideoExtractor
 from dataloaders.retrieval_dataset import pad_frames, pad_ids, with_special_tokens
+from dataloaders.video_damage import record_damage
 from modules.checkpoint import open_model, read_frame_sampling, run_folder
 from modules.heads import check_explainable
 from modules.modeling import CLIP4Clip
@@ -48,6 +50,9 @@ def read_video(model: CLIP4Clip, flags: argparse.Namespace, path: Path) -> tuple
     """Return frames uint8 (V,3,H,W) of a video, the seconds (V,) at which they are shown, and their vectors."""
     length = model.config.max_frames
     extractor = RawVideoExtractor(flags.feature_framerate, model.input_resolution, flags.frame_sampling)
-    frames, seconds = extractor.read_frames_with_times(path, length, flags.slice_framepos)
+    with record_damage() as notes:
+        frames, seconds = extractor.read_frames_with_times(path, length, flags.slice_framepos)
+    for note in notes:
+        print(f"{path}: {note}", file=sys.stderr)
     video, mask = map(torch.from_numpy, pad_frames(frames, length))
     return frames, seconds, encode_videos(model, [(video, mask)], torch.device("cpu"))

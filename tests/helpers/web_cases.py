@@ -13,6 +13,7 @@ import numpy as np
 
 from dataloaders.rawvideo_util import RawVideoExtractor
 from scripts.miniature.moving_shapes import COLOURS, SHAPES, Segment, draw_frames
+from video_search.reading import read_sampled
 from video_search.vectors import Hit, Moment, Word
 
 SETTINGS = {"sim_header": "wti", "feature_framerate": 1, "max_frames": 4, "slice_framepos": 2}
@@ -36,7 +37,7 @@ def write_clip(path: Path, seed: int, seconds: int = 3, codec: str = "libx264", 
     return path
 
 
-def decode_after(path: str, gate: Path, started: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
+def decode_after(path: str, gate: Path, started: Path | None = None) -> tuple[np.ndarray, np.ndarray, str]:
     """Note the id of this process in the file `started`, wait for the file `gate`, and return two frames."""
     if started is not None:
         partial_file = started.with_suffix(".part")
@@ -44,7 +45,7 @@ def decode_after(path: str, gate: Path, started: Path | None = None) -> tuple[np
         partial_file.rename(started)
     while not gate.exists():
         time.sleep(0.01)
-    return np.zeros((2, 3, 32, 32), np.uint8), np.array([0.0, 1.0])
+    return np.zeros((2, 3, 32, 32), np.uint8), np.array([0.0, 1.0]), ""
 
 
 @dataclass
@@ -69,7 +70,7 @@ class FakeSearch:
         self.listed = [path for path, state in self.store.files().items() if not state.reason]
         self.asked: list = []
         self.notice = ""
-        reader = partial(RawVideoExtractor(size=32).read_frames_with_times, max_frames=4)
+        reader = partial(read_sampled, extractor=RawVideoExtractor(size=32), max_frames=4, slice_framepos=2)
         self.encoder = SimpleNamespace(video_reader=lambda: reader)
 
     def refresh(self) -> None:
@@ -79,7 +80,7 @@ class FakeSearch:
         self.asked.append((text, top))
         return self.results(text.split(), top)
 
-    def frames(self, frames, seconds, asked: str, top: int):
+    def frames(self, frames, seconds, damage: str, asked: str, top: int):
         self.asked.append((frames.shape, list(seconds), top))
         return self.results([], top, is_video=True)
 

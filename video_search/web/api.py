@@ -127,10 +127,10 @@ class Searcher:
             await asyncio.to_thread(file.flush)
             reading = self._decoders.run(self.search.encoder.video_reader(), file.name)
             try:
-                frames, seconds = await while_connected(request, reading)
+                video = await while_connected(request, reading)
             except VideoReadError as error:
                 raise HTTPException(422, f"This file cannot be read as a video: {error.reason}.") from error
-        return await self.run(request, partial(self.search.frames, frames, seconds, EXAMPLE, top=top))
+        return await self.run(request, partial(self.search.frames, *video, EXAMPLE, top=top))
 
     async def _find(self, find: Callable[[], Any]) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, find)
