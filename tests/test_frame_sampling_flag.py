@@ -14,7 +14,7 @@ from main_task_retrieval import get_args
 from modules.tokenization_clip import SimpleTokenizer
 from scripts import embed as embed_script
 from scripts import index as index_script
-from scripts.check_data.data_files import measure_length
+from scripts.check_data.data_files import read_through
 from scripts.report.data import Frames
 from tests.helpers.numbered_videos import write_numbered
 from tests.helpers.search_cases import write_checkpoint
@@ -158,7 +158,7 @@ def test_seconds_of_embed_are_those_of_the_film(slides, tmp_path):
 
 
 def test_the_length_in_check_data_is_that_of_the_timestamps(slides):
-    assert measure_length(slides)[0] == pytest.approx(20, abs=0.01)
+    assert read_through(slides)[0] == pytest.approx(20, abs=0.01)
 
 
 @pytest.mark.parametrize(("rule", "first"), [("time", 2), ("published", 20)])

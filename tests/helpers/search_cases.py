@@ -44,7 +44,7 @@ class FakeEncoder:
         self.fingerprint = fingerprint
         self.calls: list[str] = []
 
-    def videos(self, paths, processes=None, progress=False):
+    def videos(self, paths, processes=None, progress=False, on_read=None):
         for path in paths:
             self.calls.append(Path(path).name)
             content = Path(path).read_bytes()
