@@ -88,6 +88,14 @@ def shared_memory_line() -> str:
     return f"{SHARED_MEMORY} has {usage.total / 1e6:.1f} MB, of which {usage.free / 1e6:.1f} MB are free"
 
 
+def given_reasons() -> list[str]:
+    """Return the reasons in the pipe, and leave it empty."""
+    reasons, found = reason_pipe()[0], []
+    while reasons.poll():
+        found.append(reasons.recv_bytes().decode())
+    return found
+
+
 @contextmanager
 def explain_worker_ends() -> Iterator[None]:
     """Turn torch's error of a worker that ended in the block into one with the worker's reason and the way out.
@@ -95,13 +103,13 @@ def explain_worker_ends() -> Iterator[None]:
     Raises:
         LoaderWorkerError: a worker ended.
     """
+    given_reasons()  # those of an earlier block, whose workers may have ended one after the other
     try:
         yield
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker (pid"):
             raise
-        reasons, _ = reason_pipe()
-        reason = reasons.recv_bytes().decode() if reasons.poll() else str(error).splitlines()[0]
+        reason = (given_reasons() or str(error).splitlines())[0]
         if "Bus error" in reason and SHARED_MEMORY.is_dir():
             reason += f" {shared_memory_line()}; a smaller --batch_size needs less."
         raise LoaderWorkerError(
