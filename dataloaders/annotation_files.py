@@ -1,12 +1,13 @@
 """Read annotation files (lists, JSON, csv). Every error is a ValueError that names the file, its flag and the place.
 
-A missing file is `require_path`'s FileNotFoundError. Text is UTF-8, with or without a byte order mark.
+A missing file is `require_path`'s FileNotFoundError. Text is UTF-8, or UTF-16 with a byte order mark.
 """
 
+import codecs
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from reprlib import repr as shorten  # safe for values that nest too deeply for Python's own
 from typing import Any
@@ -15,6 +16,8 @@ from dataloaders.annotations import first_names, require_path
 
 MAX_BYTES = 512 << 20
 """Largest annotation file that is read: MSR-VTT's JSON has 30 MB, and parsed it takes many times as much memory."""
+
+SEPARATORS = (",", ";", "\t")
 
 
 def read_bytes(path, flag: str, limit: int = MAX_BYTES) -> bytes:
@@ -29,11 +32,15 @@ def read_bytes(path, flag: str, limit: int = MAX_BYTES) -> bytes:
 def read_text(path, flag: str) -> str:
     """Return the text of a file with its line ends as they are."""
     content = read_bytes(path, flag)
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # spreadsheets' "Unicode text"
     try:
-        return content.decode("utf-8-sig")
+        return content.decode("utf-16" if is_utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path} ({flag}), line {line}: not valid UTF-8 ({error.reason})") from error
+        encoding = "UTF-16" if is_utf16 else "UTF-8"
+        raise ValueError(
+            f"{path} ({flag}), line {line}: not valid {encoding} ({error.reason}); save the file as UTF-8"
+        ) from error
 
 
 def read_lines(path, flag: str) -> list[tuple[int, str]]:
@@ -66,25 +73,56 @@ def parse_json(text: str, kind: type, place: str) -> Any:
     return content
 
 
-def read_csv(path, flag: str, columns: Iterable[str]) -> list[tuple[int, dict[str, str]]]:
-    """Return the line number and the fields by column of every row of a csv whose header has at least `columns`."""
+def read_csv(path, flag: str, columns: Sequence[str], optional: Sequence[str] = ()) -> list[tuple[int, dict[str, str]]]:
+    """Return the line number and the fields by column of every row of a csv whose header has at least `columns`.
+
+    Fields may also be separated by semicolons or tabs, and the case of `columns` and `optional` in the header does not
+    matter.
+    """
     # Not pandas: it reads captions such as "null" as missing values and has no line numbers for errors.
-    reader = csv.DictReader(io.StringIO(read_text(path, flag), newline=""), strict=True)
+    text = read_text(path, flag)
     rows = []
+    line = 1
     try:
-        found = reader.fieldnames or []
-        if not set(columns) <= set(found):
-            raise ValueError(f"{path} ({flag}) needs the columns {', '.join(columns)}; it has {', '.join(found)}")
-        for row in reader:
-            if None in row or None in row.values():
+        names, separator = _read_header(text, columns, optional, f"{path} ({flag})")
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        for number, fields in enumerate(filter(None, reader)):
+            line = reader.line_num + 1
+            if number == 0:
+                continue
+            if len(fields) != len(names):
+                amount = "more" if len(fields) > len(names) else "fewer"
                 raise ValueError(
-                    f"{path} ({flag}), line {reader.line_num}: {'more' if None in row else 'fewer'} fields than the "
-                    f"columns {', '.join(found)} (text with a comma in it must be quoted)"
+                    f"{path} ({flag}), line {reader.line_num}: {amount} fields than the columns {', '.join(names)} "
+                    "(text with a comma in it must be quoted)"
                 )
-            rows.append((reader.line_num, row))
+            rows.append((reader.line_num, dict(zip(names, fields, strict=True))))
     except csv.Error as error:
-        raise ValueError(f"{path} ({flag}), row that begins in line {reader.line_num + 1}: {error}") from error
+        raise ValueError(f"{path} ({flag}), row that begins in line {line}: {error}") from error
     return rows
+
+
+def _read_header(text: str, columns: Sequence[str], optional: Sequence[str], place: str) -> tuple[list[str], str]:
+    """Return the names of the columns, with those of `rename_columns`, and the separator."""
+    headers = {}
+    for separator in SEPARATORS:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        headers[separator] = rename_columns(next(filter(None, reader), []), (*columns, *optional))
+        if set(columns) <= set(headers[separator]):
+            break
+    else:
+        raise ValueError(f"{place} needs the columns {', '.join(columns)}; it has {', '.join(headers[SEPARATORS[0]])}")
+    names = headers[separator]
+    repeated = sorted({name for name in names if name and names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"{place} has several columns {', '.join(repeated)}; keep one of each")
+    return names, separator
+
+
+def rename_columns(names: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    """Return the names with those of `wanted` in place of names that differ from them in case or blanks only."""
+    known = {name.casefold(): name for name in wanted}
+    return [name if name in wanted else known.get(name.strip().casefold(), name) for name in names]
 
 
 def check_entry(entry: Any, kinds: Mapping[str, type | tuple[type, ...]], place: str) -> None:

@@ -3,12 +3,12 @@
 import os
 from pathlib import Path
 
-from dataloaders.annotation_files import check_entry, parse_json, read_csv, read_lines
+from dataloaders.annotation_files import check_entry, parse_json, read_csv, read_lines, rename_columns
 from dataloaders.annotations import Annotations, Caption, locate_captions, require_path
 from dataloaders.data_config import DataConfig
 
 SPLITS = ("train", "val", "test")
-KEYS = ("video", "caption", "start", "end", "split")
+KEYS = ("video", "caption", "start", "end", "split")  # the first two are needed
 
 
 def read_split(config: DataConfig, subset: str) -> Annotations:
@@ -32,8 +32,8 @@ def read_split(config: DataConfig, subset: str) -> Annotations:
     for number, row in _read_rows(Path(path), flag):
         place = f"{path} ({flag}), line {number}"
         check_entry(row, {"video": str, "caption": str}, place)
-        ignored |= set(row) - set(KEYS)
-        split = row.get("split") or (None if flag == "--data_path" else subset)
+        ignored |= set(row) - {*KEYS, ""}
+        split = _without_blanks(row.get("split")) or (None if flag == "--data_path" else subset)
         if split not in SPLITS:
             raise ValueError(
                 f"{place}: split must be one of {', '.join(SPLITS)}, not {split!r}; name a file without the column "
@@ -60,15 +60,31 @@ def read_split(config: DataConfig, subset: str) -> Annotations:
 
 def _read_rows(path: Path, flag: str) -> list[tuple[int, dict]]:
     if path.suffix.lower() == ".csv":
-        return read_csv(path, flag, ["video", "caption"])
+        rows = read_csv(path, flag, KEYS[:2], KEYS[2:])
+        # Spreadsheets end a table with rows of empty fields.
+        return [(number, row) for number, row in rows if any(map(str.strip, row.values()))]
     if path.suffix.lower() == ".jsonl":
         lines = read_lines(require_path(path, flag), flag)
-        return [(number, parse_json(line, dict, f"{path} ({flag}), line {number}")) for number, line in lines]
+        return [(number, _read_object(line, f"{path} ({flag}), line {number}")) for number, line in lines]
     raise ValueError(f"{path} ({flag}) must be a .csv or a .jsonl file")
+
+
+def _read_object(line: str, place: str) -> dict:
+    """Return the object in a line, with its keys in the case of `KEYS`."""
+    row = parse_json(line, dict, place)
+    names = rename_columns(list(row), KEYS)
+    if len(set(names)) < len(names):
+        raise ValueError(f"{place}: keys that differ in case only: {', '.join(row)}; keep one of each")
+    return dict(zip(names, row.values(), strict=True))
+
+
+def _without_blanks(value):
+    return value.strip() if isinstance(value, str) else value
 
 
 def _seconds(value, place: str) -> float | None:
     """Return a time of a csv (text, empty for None) or of JSON (a number or null)."""
+    value = _without_blanks(value)
     if value is None or value == "":
         return None
     try:

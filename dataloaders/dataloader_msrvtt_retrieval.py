@@ -17,7 +17,7 @@ def read_split(config: DataConfig, subset: str) -> Annotations:
     if subset == "train":
         csv_path = require_path(config.train_csv, "--train_csv")
         json_path = require_path(config.data_path, "--data_path")
-        video_ids = dict.fromkeys(row["video_id"] for _, row in read_csv(csv_path, "--train_csv", ["video_id"]))
+        video_ids = dict.fromkeys(row["video_id"].strip() for _, row in read_csv(csv_path, "--train_csv", ["video_id"]))
         texts = _read_sentences(json_path)
         # Some files in the `annotations` form have bare numbers as ids.
         texts = {name: texts.get(name) or texts.get(name.removeprefix("video"), []) for name in video_ids}
@@ -27,7 +27,7 @@ def read_split(config: DataConfig, subset: str) -> Annotations:
         return locate_captions(captions, config.features_path, source=source, flag=flags, exclude=config.exclude)
 
     rows = read_csv(config.val_csv, "--val_csv", ["video_id", "sentence"])
-    captions = [Caption(row["video_id"], row["sentence"]) for _, row in rows]
+    captions = [Caption(row["video_id"].strip(), row["sentence"]) for _, row in rows]
     return locate_captions(
         captions, config.features_path, source=config.val_csv, flag="--val_csv", exclude=config.exclude
     )

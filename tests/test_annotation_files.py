@@ -82,6 +82,33 @@ def test_csv_errors_name_the_line(path, content, message):
         read_csv(path, "--flag", ["a", "b"])
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "a;b;c\n1;2, 3;4\n", "a\tb\tc\n1\t2, 3\t4\n", 'A, b ,C\n1,"2, 3",4\n', '\n\na,b,c,,\n1,"2, 3",4,,\n',
+        b"\xef\xbb\xbfa;b;c\r\n1;2, 3;4\r\n", "a;b;c\n1;2, 3;4\n".encode("utf-16"),
+    ],
+)  # fmt: skip
+def test_what_spreadsheets_write(path, content):
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    ((_, row),) = read_csv(path, "--flag", ["a", "b"], ["c"])
+    assert (row["a"], row["b"], row["c"]) == ("1", "2, 3", "4")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a,b,b\n1,2,3\n", "several columns b"), (b"a,b,B \n1,2,3\n", "several columns b"),
+        (b"a;d\n1;2\n", "needs the columns a, b; it has a;d"), (b"a,b\n1,caf\xe9\n", "line 2: not valid UTF-8"),
+        (b"\xff\xfea", "not valid UTF-16"),
+    ],
+)  # fmt: skip
+def test_headers_that_are_not_clear(path, content, message):
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(str(path)) + r" \(--flag\).*" + re.escape(message)):
+        read_csv(path, "--flag", ["a", "b"])
+
+
 def test_entries_and_texts():
     check_entry({"a": "b", "c": 1, "d": None}, {"a": str, "c": (int, float)}, "file")
     for entry in ({"a": "b"}, {"a": "b", "c": "1"}, ["a", "c"], None):

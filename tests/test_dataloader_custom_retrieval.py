@@ -60,6 +60,19 @@ def test_jsonl_says_the_same(args, tmp_path):
     assert annotations.notes == ("ignored columns: more",)
 
 
+def test_times_count_whatever_the_case_of_their_column(args, tmp_path):
+    """A column Start that was ignored would be the whole video without a word."""
+    table = "Video;Caption;Start;END;Split\nkitchen;a man; 1 ;2,5;train\n;;;;\n".replace("2,5", "2.5")
+    line = '{"Video": "kitchen", "caption": "a man", "Start": 1, "End": 2.5, "split": "train"}'
+    data_set(tmp_path, {"a.csv": table, "a.jsonl": line, "b.jsonl": line.replace("End", "start")}, [])
+    for name in ("a.csv", "a.jsonl"):
+        args.data_path = str(tmp_path / name)
+        assert read_split(args, "train").captions == [Caption("kitchen.mp4", "a man", 1, 2.5)]
+    args.data_path = str(tmp_path / "b.jsonl")
+    with pytest.raises(ValueError, match="line 1: keys that differ in case only: .*Start.*start"):
+        read_split(args, "train")
+
+
 def test_one_file_per_split_needs_no_column_split(args, tmp_path):
     args.data_path, args.train_csv, args.val_csv = (
         "data/caption.pickle",
