@@ -83,7 +83,7 @@ def embed_videos(
 def print_loss(path: str, loss: str) -> None:
     """Print what is lost of a damaged video."""
     if loss:
-        print(f"damaged: {path!a}: {loss}", file=sys.stderr)
+        print(printable(f"damaged: {path}: {loss}"), file=sys.stderr)
 
 
 def embed_texts(encoder: Encoder, texts: list[str]) -> dict[str, np.ndarray]:

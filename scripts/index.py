@@ -58,7 +58,7 @@ def print_unreadable_files(files: list[UnreadableFile]) -> None:
 def print_losses(losses: dict[str, str]) -> None:
     """Print a line with path and loss for the first damaged videos, and their number."""
     for path, loss in islice(losses.items(), UNREADABLE_FILES_SHOWN):
-        print(f"damaged: {path if path.isprintable() else ascii(path)}: {loss}")
+        print(printable(f"damaged: {path}: {loss}"))
     if losses:
         print(f"{len(losses)} damaged videos are indexed without what is lost")
 

@@ -16,6 +16,7 @@ from modules.checkpoint import open_model, read_frame_sampling, run_folder
 from modules.heads import check_explainable
 from modules.modeling import CLIP4Clip
 from modules.retrieval import encode_texts, encode_videos
+from modules.standard_streams import printable
 from modules.token_interaction import PackedTokens
 from modules.tokenization_clip import SimpleTokenizer
 from video_search.encoder_flags import add_encoder_flags, resolve_flags
@@ -53,6 +54,6 @@ def read_video(model: CLIP4Clip, flags: argparse.Namespace, path: Path) -> tuple
     with record_damage() as notes:
         frames, seconds = extractor.read_frames_with_times(path, length, flags.slice_framepos)
     for note in notes:
-        print(f"{path}: {note}", file=sys.stderr)
+        print(printable(f"{path}: {note}"), file=sys.stderr)
     video, mask = map(torch.from_numpy, pad_frames(frames, length))
     return frames, seconds, encode_videos(model, [(video, mask)], torch.device("cpu"))
