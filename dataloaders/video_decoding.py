@@ -156,8 +156,10 @@ class VideoReader:
         try:
             self.stream = find_film(self.container)
             if self.stream is None:
-                pictures = "only attached pictures" if self.container.streams.video else "no video stream"
-                raise VideoReadError(self.path, f"there is {pictures} in it")
+                only_pictures = "its only video stream is an attached picture, such as the cover of a song"
+                raise VideoReadError(
+                    self.path, only_pictures if self.container.streams.video else "there is no video stream in it"
+                )
             self.decoder = self.stream.codec_context
             self.header = self._read_header()
         except Exception as error:

@@ -145,7 +145,7 @@ def test_a_song_with_a_cover_has_no_film(tmp_path):
         silence.sample_rate, silence.pts = 8000, 0
         container.mux(sound.encode(silence))
         container.mux(sound.encode())
-    with pytest.raises(VideoReadError, match="only attached pictures"):
+    with pytest.raises(VideoReadError, match="an attached picture"):
         read_seconds(path)
 
 
