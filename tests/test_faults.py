@@ -91,7 +91,7 @@ MOMENTS = {
     "a point not on the disk": {"target": "modules.resume.sync", "call": 6},
     "before a point's rename": {"target": "os.replace", "match": "step-", "call": 3},
     "after a point's rename": {"target": "os.replace", "match": "step-", "call": 3, "when": "after"},
-    "an older point removed": {"target": "os.unlink", "match": "model.bin", "call": 1, "when": "after"},
+    "an older point removed": {"target": "os.unlink", "match": "run.bin", "call": 1, "when": "after"},
     "the last point of an epoch": {"target": "os.replace", "match": "step-00000004", "call": 1},
     "an epoch's weights shared": {"target": "os.link", "call": 1, "when": "after"},
     "an epoch's optimizer shared": {"target": "os.link", "call": 4},
