@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -90,7 +90,7 @@ def update(
     another folder or vectors of another encoder, or if the encoder makes vectors that are not finite.
     """
     losses = {} if losses is None else losses
-    started = committed = time.monotonic()
+    started = time.monotonic()
     folder = require_path(folder, "FOLDER", folder=True).resolve()
     check_same_folder(store, folder, moved)
     check_same_encoder(store, encoder)
@@ -98,25 +98,12 @@ def update(
     found, known = listing.files, store.files()
     summary = Summary(unreadable=listing.unreadable, passed_over=listing.walk.passed_over)
     store.begin(encoder.settings, encoder.fingerprint, folder)
-    damaged, unchecked = store.check()
-    summary.damaged, summary.unchecked = sorted(damaged), unchecked
-    waiting = {}
-    for path, state in found.items():
-        before = known.get(path)
-        if before is None or not before.is_same_file(state) or (before.reason and retry_bad) or path in damaged:
-            waiting[str(folder / path)] = path
-        elif before.reason:
-            summary.unreadable.append(UnreadableFile(path, before.reason))
-        else:
-            summary.unchanged += 1
+    damaged, summary.unchecked = store.check()
+    summary.damaged = sorted(damaged)
+    paths = [path for path, state in found.items() if must_be_read(state, known.get(path), path in damaged, retry_bad)]
+    count_others(summary, found, known, set(paths))
     for path in losses.keys() - known.keys() - found.keys():
         del losses[path]
-
-    def note_loss(file: str, loss: str) -> None:
-        losses.pop(waiting[file], None)
-        if loss:
-            losses[waiting[file]] = loss
-
     for path in damaged:
         store.remove(path)  # at once: an interrupted update must not keep them
     for path in sorted(known.keys() - found.keys()):
@@ -130,13 +117,60 @@ def update(
             store.remove(path)
             losses.pop(path, None)
             summary.removed += not known[path].reason
+    results = encode(encoder, folder, paths, processes, progress, losses)
+    commit_regularly(store, put_results(store, results, found, known, summary))
+    summary.unreadable.sort(key=lambda file: file.path)
+    summary.seconds = time.monotonic() - started
+    return summary
+
+
+def must_be_read(state: FileState, before: FileState | None, is_damaged: bool, retry_bad: bool) -> bool:
+    """Return whether a file has to be read: a new or changed one, or one whose vectors are damaged."""
+    return before is None or not before.is_same_file(state) or bool(before.reason and retry_bad) or is_damaged
+
+
+def count_others(summary: Summary, found: dict[str, FileState], known: dict[str, FileState], read: set[str]) -> None:
+    """Count the files that are not read again."""
+    for path in found.keys() - read:
+        if known[path].reason:
+            summary.unreadable.append(UnreadableFile(path, known[path].reason))
+        else:
+            summary.unchanged += 1
+
+
+def encode(
+    encoder: Encoder, folder: Path, paths: list[str], processes: int | None, progress: bool, losses: dict[str, str]
+) -> Iterator[tuple[str, VideoVectors | UnreadableFile]]:
+    """Yield paths below the folder with their vectors, or why there are none; `losses` follows."""
+    path_of_file = {str(folder / path): path for path in paths}
+
+    def note_loss(file: str, loss: str) -> None:
+        losses.pop(path_of_file[file], None)
+        if loss:
+            losses[path_of_file[file]] = loss
+
+    for file, result in encoder.videos(list(path_of_file), processes, progress, note_loss):
+        if isinstance(result, UnreadableFile):
+            losses.pop(path_of_file[file], None)
+        yield path_of_file[file], result
+
+
+def put_results(
+    store: WritableStore, results: Iterable[tuple[str, VideoVectors | UnreadableFile]], found: dict[str, FileState],
+    known: dict[str, FileState], summary: Summary,
+) -> Iterator[str]:  # fmt: skip
+    """Put and count the results; yield each path when its vectors are in the store."""
+    for path, result in results:
+        put(store, path, found[path], result)
+        summary.count(path, result, is_new=path not in known or bool(known[path].reason))
+        yield path
+
+
+def commit_regularly(store: WritableStore, paths: Iterable[str]) -> None:
+    """Commit about once a minute while paths come, at their end, and if an error or the user ends them."""
+    committed = time.monotonic()
     try:
-        for file, result in encoder.videos(list(waiting), processes, progress, note_loss):
-            path = waiting[file]
-            if isinstance(result, UnreadableFile):
-                losses.pop(path, None)
-            put(store, path, found[path], result)
-            summary.count(path, result, is_new=path not in known or bool(known[path].reason))
+        for _ in paths:
             if time.monotonic() - committed >= COMMIT_SECONDS:
                 store.commit()
                 committed = time.monotonic()
@@ -144,9 +178,6 @@ def update(
     except (KeyboardInterrupt, ValueError):  # ValueError: a model whose vectors are not finite
         store.commit()
         raise
-    summary.unreadable.sort(key=lambda file: file.path)
-    summary.seconds = time.monotonic() - started
-    return summary
 
 
 def put(store: WritableStore, path: str, state: FileState, result: VideoVectors | UnreadableFile) -> None:
