@@ -9,6 +9,7 @@ from pathlib import Path
 from dataloaders.video_files import VIDEO_EXTENSIONS as VIDEO_EXTENSIONS  # readers import these from here
 from dataloaders.video_files import first_names
 from dataloaders.video_files import require_path as require_path
+from dataloaders.video_lookup import CaptionsOnly as CaptionsOnly
 from dataloaders.video_lookup import MissingVideosError as MissingVideosError
 from dataloaders.video_lookup import find_videos as find_videos
 from dataloaders.video_lookup import locate_videos
@@ -38,10 +39,6 @@ class Annotations:
         """Return the counts and notes for the log; missing files are not among them, since they are an error."""
         counts = f"{len(self.video_paths)} videos", f"{len(self.captions)} captions"
         return ", ".join((*counts, *self.notes))
-
-
-class CaptionsOnly:
-    """In the place of `features_path`: only the texts of a split are read, and its videos need not exist."""
 
 
 def locate_captions(
@@ -92,11 +89,7 @@ def locate_captions(
                 f"not {caption.start} to {caption.end} seconds"
             )
     video_ids = list(dict.fromkeys(caption.video_id for caption in captions))
-    paths, passed_over = {}, ()
-    if features_path is not CaptionsOnly:
-        paths, passed_over = locate_videos(
-            video_ids, features_path, by_name=by_name, prefix=prefix, exclude=exclude or ()
-        )
+    paths, passed_over = locate_videos(video_ids, features_path, by_name=by_name, prefix=prefix, exclude=exclude or ())
     if named_by_file and paths:
         names = {video_id: path.relative_to(features_path).as_posix() for video_id, path in paths.items()}
         captions = [replace(caption, video_id=names[caption.video_id]) for caption in captions]

@@ -31,6 +31,10 @@ from dataloaders.video_files import (
 MIN_EXTENSION_CHARACTERS = 2
 
 
+class CaptionsOnly:
+    """In the place of `features_path`: only the texts of a split are read, and its videos need not exist."""
+
+
 class MissingVideosError(FileNotFoundError):
     """Videos of a split without a file: `missing` holds their ids, `found` the files of the others by id."""
 
@@ -56,12 +60,15 @@ def locate_videos(
     video; `prefix` may precede it in the file's name. With `by_name` three readings are tried in turn: a file name, or
     a path below `features_path`; a name without its extension; and, if the id ends in a container's extension or a bare
     dot, a file of the same name with another extension, such as a compressed copy. `exclude`: see `left_out`.
+    The result is empty for `CaptionsOnly`.
 
     Raises:
         FileNotFoundError: `features_path` is not a folder.
         MissingVideosError: ids have no file; names the first five, and files with similar names.
         ValueError: ids have more than one file (names the first five), or an id is empty or leads out of the folder.
     """
+    if features_path is CaptionsOnly:
+        return {}, ()
     folder = require_path(features_path, "--features_path", folder=True)
     video_ids = list(video_ids)
     for video_id in video_ids:

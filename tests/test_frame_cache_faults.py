@@ -67,7 +67,7 @@ def test_layout_of_an_entry(cache, extractor, video):
     assert struct.unpack("<2I", rest[:8]) == (48, 48)
     assert rest[8:] == extractor.frames(video, 2, 1, 1).tobytes()
     assert json.loads(key) == {
-        "decoding_rule": 1,
+        "decoding_rule": 2,
         "ffmpeg": {name: [*av.library_versions[name][:2]] for name in ("libavcodec", "libswscale")},
         "pillow": PIL.__version__.partition(".")[0], "frame_format": "exact", "framerate": 1,
         "size": 4, "max_frames": 2, "slice_framepos": 1, "start": 1, "end": None,
