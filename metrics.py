@@ -33,10 +33,10 @@ def ranks(similarity, true_column, direction: str = TEXT_TO_VIDEO) -> np.ndarray
     Raises:
         ValueError: empty or wrong shape, a column out of range, or NaN (with the first rows that have it).
     """
-    similarity = _similarity_array(similarity, dimensions=2)
+    similarity = similarity_array(similarity, dimensions=2)
     row_count, column_count = similarity.shape
-    true_column = _column_array(true_column, row_count, column_count)
-    _reject_nan(similarity, direction)
+    true_column = column_array(true_column, row_count, column_count)
+    reject_nan(similarity, direction)
 
     result = np.empty(row_count, dtype=np.int64)
     for start in range(0, row_count, _BLOCK_ROWS):
@@ -57,7 +57,7 @@ def summarize(rank) -> dict[str, float]:
     Raises:
         ValueError: empty, not one axis, or ranks that are not integers >= 0.
     """
-    rank = _rank_array(rank)
+    rank = rank_array(rank)
     recalls = {f"R{depth}": 100.0 * float(np.mean(rank < depth)) for depth in RECALL_DEPTHS}
     median = float(np.median(rank)) + 1.0
     return recalls | {"MR": median, "MedianR": median, "MeanR": float(rank.mean()) + 1.0}
@@ -76,7 +76,7 @@ def recall_intervals(rank, seed: int = 0) -> dict[str, tuple[float, float]]:
     Raises:
         ValueError: as in `summarize`.
     """
-    rank = _rank_array(rank)
+    rank = rank_array(rank)
     counts = np.bincount(np.searchsorted(RECALL_DEPTHS, rank, side="right"), minlength=len(RECALL_DEPTHS) + 1)
     resampled = np.random.default_rng(seed).multinomial(len(rank), counts / len(rank), size=BOOTSTRAP_RESAMPLES)
     recalls = 100.0 * resampled.cumsum(axis=1)[:, : len(RECALL_DEPTHS)] / len(rank)
@@ -97,7 +97,7 @@ def compute_metrics(sim, direction: str = TEXT_TO_VIDEO) -> dict:
     Raises:
         ValueError: not square, empty, or NaN (with the first rows that have it).
     """
-    sim = _similarity_array(sim, dimensions=2)
+    sim = similarity_array(sim, dimensions=2)
     if sim.shape[0] != sim.shape[1]:
         raise ValueError(f"the similarity must be square with the true pairs on its diagonal, got shape {sim.shape}")
     diagonal_ranks = ranks(sim, np.arange(len(sim)), direction)
@@ -122,8 +122,8 @@ def retrieval_metrics(similarity, video_index) -> tuple[dict[str, float], dict[s
     Raises:
         ValueError: as in `ranks`.
     """
-    similarity = _similarity_array(similarity, dimensions=2)
-    video_index = _column_array(video_index, *similarity.shape)
+    similarity = similarity_array(similarity, dimensions=2)
+    video_index = column_array(video_index, *similarity.shape)
     text_to_video = summarize(ranks(similarity, video_index, TEXT_TO_VIDEO))
     _, query_by_group = video_queries(similarity, video_index)
     return text_to_video, summarize(ranks(query_by_group, np.arange(len(query_by_group)), VIDEO_TO_TEXT))
@@ -143,9 +143,9 @@ def video_queries(similarity, video_index) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         ValueError: as in `ranks`, but for NaN.
     """
-    similarity = _similarity_array(similarity, dimensions=2)
-    video_index = _column_array(video_index, *similarity.shape)
-    captioned_videos, best_caption = _best_caption_per_video(similarity, video_index)
+    similarity = similarity_array(similarity, dimensions=2)
+    video_index = column_array(video_index, *similarity.shape)
+    captioned_videos, best_caption = best_caption_per_video(similarity, video_index)
     return captioned_videos, best_caption[:, captioned_videos].T
 
 
@@ -164,9 +164,9 @@ def top_columns(similarity, true_column, count: int = 5) -> np.ndarray:
     Raises:
         ValueError: as in `ranks`, but for NaN.
     """
-    similarity = _similarity_array(similarity, dimensions=2)
+    similarity = similarity_array(similarity, dimensions=2)
     row_count, column_count = similarity.shape
-    true_column = _column_array(true_column, row_count, column_count)
+    true_column = column_array(true_column, row_count, column_count)
     count = min(count, column_count)
     result = np.empty((row_count, count), dtype=np.int64)
     for start in range(0, row_count, _BLOCK_ROWS):
@@ -193,7 +193,7 @@ def tensor_text_to_video_metrics(sim_tensor) -> dict[str, float]:
     Raises:
         ValueError: wrong shape, only padding, or NaN (with the first [video, slot]).
     """
-    sim_tensor, used_slot = _grouped_similarity(sim_tensor, TEXT_TO_VIDEO)
+    sim_tensor, used_slot = grouped_similarity(sim_tensor, TEXT_TO_VIDEO)
     if not used_slot.any():
         raise ValueError(f"every caption slot of the similarity of shape {sim_tensor.shape} is padding (-inf)")
     video_count, slot_count, _ = sim_tensor.shape
@@ -214,14 +214,14 @@ def tensor_video_to_text_sim(sim_tensor) -> np.ndarray:
         ValueError: wrong shape, NaN (with the first [video, slot]), or a video without captions, which cannot be
             a query: `retrieval_metrics` leaves it out.
     """
-    sim_tensor, used_slot = _grouped_similarity(sim_tensor, VIDEO_TO_TEXT)
+    sim_tensor, used_slot = grouped_similarity(sim_tensor, VIDEO_TO_TEXT)
     without_caption = np.flatnonzero(~used_slot.any(axis=1))
     if without_caption.size:
         raise ValueError(f"{without_caption.size} videos have no caption, first {without_caption[:5].tolist()}")
     return sim_tensor.max(axis=1).T
 
 
-def _best_caption_per_video(similarity: np.ndarray, video_index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def best_caption_per_video(similarity: np.ndarray, video_index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the G videos with captions, and (G, B): the largest similarity of each one's captions with each video."""
     captioned_videos, group_of_text = np.unique(video_index, return_inverse=True)
     best = np.full((len(captioned_videos), similarity.shape[1]), similarity.min(), dtype=similarity.dtype)
@@ -234,16 +234,16 @@ def _best_caption_per_video(similarity: np.ndarray, video_index: np.ndarray) -> 
     return captioned_videos, best
 
 
-def _grouped_similarity(sim_tensor, direction: str) -> tuple[np.ndarray, np.ndarray]:
+def grouped_similarity(sim_tensor, direction: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the checked array (B, captions, B), and whether each slot holds a caption, (B, captions)."""
-    sim_tensor = _similarity_array(sim_tensor, dimensions=3)
+    sim_tensor = similarity_array(sim_tensor, dimensions=3)
     if sim_tensor.shape[0] != sim_tensor.shape[2]:
         raise ValueError(f"the similarity must have shape (B, captions, B), got {sim_tensor.shape}")
-    _reject_nan(sim_tensor, direction)
+    reject_nan(sim_tensor, direction)
     return sim_tensor, sim_tensor.max(axis=2) != -np.inf
 
 
-def _rank_array(rank) -> np.ndarray:
+def rank_array(rank) -> np.ndarray:
     """Return the ranks as a non-empty array (N,) of integers >= 0."""
     rank = np.asarray(rank)
     if rank.ndim != 1 or rank.size == 0:
@@ -253,9 +253,9 @@ def _rank_array(rank) -> np.ndarray:
     return rank
 
 
-def _similarity_array(similarity, dimensions: int) -> np.ndarray:
+def similarity_array(similarity, dimensions: int) -> np.ndarray:
     """Return the similarity as a non-empty real array of that many axes."""
-    similarity = _as_array(similarity)
+    similarity = as_array(similarity)
     if similarity.ndim != dimensions or similarity.size == 0:
         raise ValueError(
             f"the similarity must have {dimensions} axes, none of them empty, got shape {similarity.shape}"
@@ -265,9 +265,9 @@ def _similarity_array(similarity, dimensions: int) -> np.ndarray:
     return similarity
 
 
-def _column_array(true_column, row_count: int, column_count: int) -> np.ndarray:
+def column_array(true_column, row_count: int, column_count: int) -> np.ndarray:
     """Return the true columns as integers (row_count,) in [0, column_count)."""
-    true_column = _as_array(true_column)
+    true_column = as_array(true_column)
     if true_column.shape != (row_count,):
         raise ValueError(f"one true column per row is needed: shape ({row_count},), got {true_column.shape}")
     if not np.issubdtype(true_column.dtype, np.integer):
@@ -277,7 +277,7 @@ def _column_array(true_column, row_count: int, column_count: int) -> np.ndarray:
     return true_column
 
 
-def _reject_nan(similarity: np.ndarray, direction: str) -> None:
+def reject_nan(similarity: np.ndarray, direction: str) -> None:
     """Raise ValueError for NaN, which compares false with everything and would look like a perfect rank."""
     # max propagates NaN without a boolean array of the similarity's size
     rows = np.argwhere(np.isnan(similarity.max(axis=-1)))
@@ -286,6 +286,6 @@ def _reject_nan(similarity: np.ndarray, direction: str) -> None:
         raise ValueError(f"{direction}: NaN similarity in {len(rows)} rows, first {first}")
 
 
-def _as_array(values) -> np.ndarray:
+def as_array(values) -> np.ndarray:
     # a tensor that requires gradients or is on a GPU converts only after detach().cpu(); torch is not imported
     return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)

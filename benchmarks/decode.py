@@ -51,8 +51,8 @@ def read_ours(path: Path) -> np.ndarray:
 
 def read_by_seeking(path: Path) -> np.ndarray:
     """Every whole second by a seek, all of them converted and normalised; 12 of them in a float64 array."""
-    transform = _to_normalised_floats()
-    capture = _open_capture(path)
+    transform = to_normalised_floats()
+    capture = open_capture(path)
     fps, count = int(capture.get(cv2.CAP_PROP_FPS)), int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
     pictures = []
     for second in range(-(-count // fps) + 1):
@@ -73,15 +73,15 @@ def read_by_decord(path: Path) -> np.ndarray:
     """decord's decoder for the chosen frames, normalised afterwards."""
     decord = importlib.import_module("decord")
     reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
-    chosen = _chosen_positions(reader.get_avg_fps(), len(reader))
-    transform = _to_normalised_floats()
+    chosen = chosen_positions(reader.get_avg_fps(), len(reader))
+    transform = to_normalised_floats()
     return np.stack([transform(Image.fromarray(picture)) for picture in reader.get_batch(chosen).asnumpy()])
 
 
 def read_by_grabbing(path: Path) -> np.ndarray:
     """Everything decoded from the start by OpenCV, only the chosen frames converted; the same pixels as ours."""
-    capture = _open_capture(path)
-    positions = _chosen_positions(capture.get(cv2.CAP_PROP_FPS), int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+    capture = open_capture(path)
+    positions = chosen_positions(capture.get(cv2.CAP_PROP_FPS), int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
     resize = Compose([Resize(SIZE, InterpolationMode.BICUBIC), CenterCrop(SIZE)])
     frames = []
     for number in range(positions[-1] + 1):
@@ -103,17 +103,17 @@ READERS: dict[str, Callable[[Path], np.ndarray]] = {
 }
 
 
-def _chosen_positions(fps: float, frame_count: int) -> list[int]:
+def chosen_positions(fps: float, frame_count: int) -> list[int]:
     """The frames that ours chooses, so that all do the same work."""
     grid = SampleGrid(max(1, int(fps)), 1)
     return [grid.position(sample) for sample in choose_samples(grid.count(frame_count), MAX_FRAMES, 2)]
 
 
-def _open_capture(path: Path) -> cv2.VideoCapture:
+def open_capture(path: Path) -> cv2.VideoCapture:
     return cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
 
 
-def _to_normalised_floats() -> Compose:
+def to_normalised_floats() -> Compose:
     return Compose([Resize(SIZE, InterpolationMode.BICUBIC), CenterCrop(SIZE), ToTensor(), Normalize(MEAN, DEVIATION)])
 
 

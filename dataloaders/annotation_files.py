@@ -84,7 +84,7 @@ def read_csv(path, flag: str, columns: Sequence[str], optional: Sequence[str] = 
     rows = []
     line = 1
     try:
-        names, separator = _read_header(text, columns, optional, f"{path} ({flag})")
+        names, separator = read_columns(text, columns, optional, f"{path} ({flag})")
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
         for number, fields in enumerate(filter(None, reader)):
             line = reader.line_num + 1
@@ -102,7 +102,7 @@ def read_csv(path, flag: str, columns: Sequence[str], optional: Sequence[str] = 
     return rows
 
 
-def _read_header(text: str, columns: Sequence[str], optional: Sequence[str], place: str) -> tuple[list[str], str]:
+def read_columns(text: str, columns: Sequence[str], optional: Sequence[str], place: str) -> tuple[list[str], str]:
     """Return the names of the columns, with those of `rename_columns`, and the separator."""
     headers = {}
     for separator in SEPARATORS:

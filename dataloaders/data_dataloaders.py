@@ -45,13 +45,13 @@ def build_train_loader(
         FileNotFoundError: as the reader.
     """
     config = DataConfig.from_namespace(args)
-    rank, world_size = _rank_and_world_size()
+    rank, world_size = rank_and_world_size()
     batch_size = config.samples_per_step(world_size)
     annotations = read_subset(read_split, config, "train")
-    dataset = _build_dataset(
+    dataset = build_dataset(
         annotations, config, tokenizer, image_resolution, config.train_frame_order, every_caption(config)
     )
-    _log_counts("train", dataset, rank)
+    log_counts("train", dataset, rank)
     if len(dataset) < config.batch_size:
         raise ValueError(
             f"the training split has {len(dataset)} samples, fewer than one batch (--batch_size {config.batch_size}): "
@@ -60,8 +60,8 @@ def build_train_loader(
     sampler = EpochSampler(dataset, num_replicas=world_size, rank=rank, shuffle=True, seed=config.seed, drop_last=True)
     loader = VideoLoader(
         dataset, dataset.samples(replace_unreadable=config.bad_videos == "skip"),
-        _new_record("train", config.bad_videos, dataset), batch_size=batch_size, num_workers=config.num_thread_reader,
-        sampler=sampler, drop_last=True, keep_workers=True, frame_cache=_frame_cache(dataset),
+        record_maker("train", config.bad_videos, dataset), batch_size=batch_size, num_workers=config.num_thread_reader,
+        sampler=sampler, drop_last=True, keep_workers=True, frame_cache=frame_cache(dataset),
     )  # fmt: skip
     return loader, len(dataset), sampler
 
@@ -80,8 +80,8 @@ def build_evaluation_loader(
     """
     config = DataConfig.from_namespace(args)
     annotations = read_subset(read_split, config, subset)
-    dataset = _build_dataset(annotations, config, tokenizer, image_resolution, config.eval_frame_order, True)
-    _log_counts(subset, dataset, _rank_and_world_size()[0])
+    dataset = build_dataset(annotations, config, tokenizer, image_resolution, config.eval_frame_order, True)
+    log_counts(subset, dataset, rank_and_world_size()[0])
     loader = evaluation_loader(dataset, subset, config.bad_videos, config.batch_size_val, config.num_thread_reader)
     return loader, len(dataset)
 
@@ -90,9 +90,9 @@ def evaluation_loader(
     dataset: RetrievalDataset, split: str = "test", policy: str = "fail", batch_size: int = 64, num_workers: int = 0
 ) -> VideoLoader:
     """Return a loader of all pairs in order; with the policy "skip" an unreadable video has no frames."""
-    samples, new_record = dataset.samples(replace_unreadable=False), _new_record(split, policy, dataset)
+    samples, new_record = dataset.samples(replace_unreadable=False), record_maker(split, policy, dataset)
     return VideoLoader(
-        dataset, samples, new_record, batch_size=batch_size, num_workers=num_workers, frame_cache=_frame_cache(dataset)
+        dataset, samples, new_record, batch_size=batch_size, num_workers=num_workers, frame_cache=frame_cache(dataset)
     )
 
 
@@ -124,7 +124,7 @@ def shard_bounds(length: int, rank: int, world_size: int) -> tuple[int, int]:
     return first, first + share + (rank < extra)
 
 
-def _build_dataset(
+def build_dataset(
     annotations: Annotations,
     config: DataConfig,
     tokenizer,
@@ -135,7 +135,7 @@ def _build_dataset(
     return RetrievalDataset(
         annotations,
         tokenizer,
-        _build_extractor(config, image_resolution),
+        build_extractor(config, image_resolution),
         max_words=config.max_words,
         max_frames=config.max_frames,
         slice_framepos=config.slice_framepos,
@@ -145,18 +145,18 @@ def _build_dataset(
     )
 
 
-def _build_extractor(config: DataConfig, image_resolution: int) -> RawVideoExtractor | FrameCache:
+def build_extractor(config: DataConfig, image_resolution: int) -> RawVideoExtractor | FrameCache:
     extractor = RawVideoExtractor(config.feature_framerate, image_resolution, config.frame_sampling)
     if not config.frame_cache:
         return extractor
     return FrameCache(config.frame_cache, extractor, config.frame_cache_format)
 
 
-def _new_record(split: str, policy: str, dataset: RetrievalDataset) -> Callable[[], UnreadableVideos]:
+def record_maker(split: str, policy: str, dataset: RetrievalDataset) -> Callable[[], UnreadableVideos]:
     return partial(UnreadableVideos, split, policy, len(set(dataset.annotations.video_paths.values())))
 
 
-def _log_counts(subset: str, dataset: RetrievalDataset, rank: int) -> None:
+def log_counts(subset: str, dataset: RetrievalDataset, rank: int) -> None:
     if rank == 0:
         logger.info("%s: %s, %d samples", subset, dataset.annotations.count_line(), len(dataset))
         if isinstance(dataset.extractor, FrameCache):
@@ -169,26 +169,26 @@ def _log_counts(subset: str, dataset: RetrievalDataset, rank: int) -> None:
             )  # fmt: skip
 
 
-def _frame_cache(dataset: RetrievalDataset) -> FrameCache | None:
+def frame_cache(dataset: RetrievalDataset) -> FrameCache | None:
     return dataset.extractor if isinstance(dataset.extractor, FrameCache) else None
 
 
-def _rank_and_world_size() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
 
 
-def _always(config: DataConfig) -> bool:
+def always_every_caption(config: DataConfig) -> bool:
     return True
 
 
-def _msrvtt_every_caption(config: DataConfig) -> bool:
+def msrvtt_every_caption(config: DataConfig) -> bool:
     return config.expand_msrvtt_sentences
 
 
-def _loaders(
-    read_split: ReadSplit, every_caption: Callable[[DataConfig], bool] = _always, has_test: bool = True
+def loaders(
+    read_split: ReadSplit, every_caption: Callable[[DataConfig], bool] = always_every_caption, has_test: bool = True
 ) -> dict:
     evaluate = partial(build_evaluation_loader, read_split)
     return {
@@ -210,13 +210,13 @@ READERS = {
 """Readers by data set: `read_split(config, subset) -> Annotations`."""
 
 DATALOADER_DICT = {
-    "activity": _loaders(READERS["activity"], has_test=False),
-    "custom": _loaders(READERS["custom"]),
-    "didemo": _loaders(READERS["didemo"]),
-    "lsmdc": _loaders(READERS["lsmdc"]),
-    "msrvtt": _loaders(READERS["msrvtt"], _msrvtt_every_caption, has_test=False),
-    "msvd": _loaders(READERS["msvd"]),
-    "vatex": _loaders(READERS["vatex"]),
+    "activity": loaders(READERS["activity"], has_test=False),
+    "custom": loaders(READERS["custom"]),
+    "didemo": loaders(READERS["didemo"]),
+    "lsmdc": loaders(READERS["lsmdc"]),
+    "msrvtt": loaders(READERS["msrvtt"], msrvtt_every_caption, has_test=False),
+    "msvd": loaders(READERS["msvd"]),
+    "vatex": loaders(READERS["vatex"]),
 }
 """Loaders by data set: `train(args, tokenizer, image_resolution=224) -> (loader, length, sampler)`, `val` and `test`
 `(args, tokenizer, subset="test", image_resolution=224) -> (loader, length)`. `args` is any object with flags as

@@ -29,11 +29,11 @@ def read_split(config: DataConfig, subset: str) -> Annotations:
     elif not path or not os.path.isfile(path):
         raise FileNotFoundError(f"no such file: {config.data_path} (--data_path), nor {path} ({flag})")
     captions, splits, ignored = [], set(), set()
-    for number, row in _read_rows(Path(path), flag):
+    for number, row in read_rows(Path(path), flag):
         place = f"{path} ({flag}), line {number}"
         check_entry(row, {"video": str, "caption": str}, place)
         ignored |= set(row) - {*KEYS, ""}
-        split = _without_blanks(row.get("split")) or (None if flag == "--data_path" else subset)
+        split = without_blanks(row.get("split")) or (None if flag == "--data_path" else subset)
         if split not in SPLITS:
             raise ValueError(
                 f"{place}: split must be one of {', '.join(SPLITS)}, not {split!r}; name a file without the column "
@@ -41,7 +41,7 @@ def read_split(config: DataConfig, subset: str) -> Annotations:
             )
         splits.add(split)
         if split == subset:
-            start, end = (_seconds(row.get(key), f"{place}, {key}") for key in ("start", "end"))
+            start, end = (parse_seconds(row.get(key), f"{place}, {key}") for key in ("start", "end"))
             captions.append(Caption(row["video"].strip(), row["caption"].strip(), start, end))
     if splits and subset not in splits:
         raise ValueError(f"{path} ({flag}) has no row of the split {subset}, only of {', '.join(sorted(splits))}")
@@ -58,18 +58,18 @@ def read_split(config: DataConfig, subset: str) -> Annotations:
     )
 
 
-def _read_rows(path: Path, flag: str) -> list[tuple[int, dict]]:
+def read_rows(path: Path, flag: str) -> list[tuple[int, dict]]:
     if path.suffix.lower() == ".csv":
         rows = read_csv(path, flag, KEYS[:2], KEYS[2:])
         # Spreadsheets end a table with rows of empty fields.
         return [(number, row) for number, row in rows if any(map(str.strip, row.values()))]
     if path.suffix.lower() == ".jsonl":
         lines = read_lines(require_path(path, flag), flag)
-        return [(number, _read_object(line, f"{path} ({flag}), line {number}")) for number, line in lines]
+        return [(number, read_object(line, f"{path} ({flag}), line {number}")) for number, line in lines]
     raise ValueError(f"{path} ({flag}) must be a .csv or a .jsonl file")
 
 
-def _read_object(line: str, place: str) -> dict:
+def read_object(line: str, place: str) -> dict:
     """Return the object in a line, with its keys in the case of `KEYS`."""
     row = parse_json(line, dict, place)
     names = rename_columns(list(row), KEYS)
@@ -78,13 +78,13 @@ def _read_object(line: str, place: str) -> dict:
     return dict(zip(names, row.values(), strict=True))
 
 
-def _without_blanks(value):
+def without_blanks(value):
     return value.strip() if isinstance(value, str) else value
 
 
-def _seconds(value, place: str) -> float | None:
+def parse_seconds(value, place: str) -> float | None:
     """Return a time of a csv (text, empty for None) or of JSON (a number or null)."""
-    value = _without_blanks(value)
+    value = without_blanks(value)
     if value is None or value == "":
         return None
     try:

@@ -18,7 +18,7 @@ def read_split(config: DataConfig, subset: str) -> Annotations:
         csv_path = require_path(config.train_csv, "--train_csv")
         json_path = require_path(config.data_path, "--data_path")
         video_ids = dict.fromkeys(row["video_id"].strip() for _, row in read_csv(csv_path, "--train_csv", ["video_id"]))
-        texts = _read_sentences(json_path)
+        texts = read_sentences(json_path)
         # Some files in the `annotations` form have bare numbers as ids.
         texts = {name: texts.get(name) or texts.get(name.removeprefix("video"), []) for name in video_ids}
         texts = texts_of_split(video_ids, texts, csv_path, json_path, "--train_csv, --data_path")
@@ -33,7 +33,7 @@ def read_split(config: DataConfig, subset: str) -> Annotations:
     )
 
 
-def _read_sentences(path: Path) -> dict[str, list[str]]:
+def read_sentences(path: Path) -> dict[str, list[str]]:
     """Return texts by video id: `{"sentences": [{video_id, caption}]}` or `{"annotations": [{image_id, caption}]}`."""
     place = f"{path} (--data_path)"
     content = read_json(path, "--data_path", dict)

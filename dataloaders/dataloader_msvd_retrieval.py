@@ -50,10 +50,10 @@ def read_captions(path: Path) -> dict[str, list[str]]:
     texts, remaining = {}, MAX_TEXT
     for video_id, captions in content.items():
         # A pickle can refer to the same list again and again, and expand to far more than its own size.
-        remaining -= _expanded_length(captions, remaining)
+        remaining -= expanded_length(captions, remaining)
         if remaining < 0:
             raise ValueError(f"{place} expands to more than {MAX_TEXT} words and characters")
-        if not (isinstance(video_id, str) and isinstance(captions, list) and all(map(_is_word_list, captions))):
+        if not (isinstance(video_id, str) and isinstance(captions, list) and all(map(is_word_list, captions))):
             raise ValueError(
                 f"{place}: a video id (str) needs a list of lists of words; {shorten(video_id)} has {shorten(captions)}"
             )
@@ -111,7 +111,7 @@ class PlainUnpickler(pickle._Unpickler):
     dispatch[pickle.SETITEMS[0]] = load_setitems
 
 
-def _expanded_length(captions, limit: int) -> int:
+def expanded_length(captions, limit: int) -> int:
     """Return the number of words and characters in lists of words, counted only as far as `limit`."""
     length = 0
     for words in captions if isinstance(captions, list) else ():
@@ -125,5 +125,5 @@ def _expanded_length(captions, limit: int) -> int:
     return length
 
 
-def _is_word_list(words) -> bool:
+def is_word_list(words) -> bool:
     return isinstance(words, list | tuple) and all(isinstance(word, str) for word in words)

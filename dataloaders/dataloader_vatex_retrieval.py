@@ -21,14 +21,14 @@ def read_split(config: DataConfig, subset: str) -> Annotations:
     """
     folder = require_path(config.data_path, "--data_path", folder=True)
     listing, source = folder / f"{subset}_list.txt", folder / JSON_FILES
-    texts = texts_of_split(read_ids(listing, "--data_path"), _read_captions(folder), listing, source)
+    texts = texts_of_split(read_ids(listing, "--data_path"), read_captions(folder), listing, source)
     captions = [Caption(video_id, text) for video_id, found in texts.items() for text in found]
     return locate_captions(
         captions, config.features_path, source=f"{listing} with {source}", flag="--data_path", exclude=config.exclude
     )
 
 
-def _read_captions(folder: Path) -> dict[str, list[str]]:
+def read_captions(folder: Path) -> dict[str, list[str]]:
     """Return the English captions by video id from lists of `{"videoID", "enCap": [text, ...]}`."""
     files = sorted(folder.glob(JSON_FILES))
     if not files:

@@ -150,7 +150,7 @@ class FrameCache:
         has none: it is decoded each time, so that every reader learns of the damage (`record_damage`).
         """
         span = whole_seconds(start_time, end_time)
-        source = _identity(path)
+        source = file_identity(path)
         key = self._key(source, int(max_frames), int(slice_framepos), *span)
         name = hashlib.sha256(key).hexdigest()
         entry = os.path.join(self.directory, name[:2], name)
@@ -164,7 +164,7 @@ class FrameCache:
                 )
             content = self._pack(frames, key)
             frames = self._unpack(content, key)
-            if self.is_storing and not damage and _is_still(path, source):
+            if self.is_storing and not damage and is_still(path, source):
                 self._store(entry, content)
         return order_frames(frames, frame_order, random_generator)
 
@@ -197,7 +197,7 @@ class FrameCache:
                 if status.st_size > most_bytes:
                     raise DamagedEntryError(f"it has {status.st_size} bytes, more than {most_bytes}")
                 stamp = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-                content = _read(file, status.st_size, check=stamp not in self._verified)
+                content = read_entry(file, status.st_size, check=stamp not in self._verified)
             frames = self._unpack(content, key)
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -211,7 +211,7 @@ class FrameCache:
 
     def _pack(self, frames: np.ndarray, key: bytes) -> np.ndarray:
         """Return the bytes of an entry, uint8 `(N,)`."""
-        blocks = [frame.tobytes() if self.frame_format == "exact" else _to_jpeg(frame) for frame in frames]
+        blocks = [frame.tobytes() if self.frame_format == "exact" else to_jpeg(frame) for frame in frames]
         lengths = np.array([len(block) for block in blocks], dtype="<u4").tobytes()
         head = struct.pack(HEADER, MAGIC, 0, len(key), len(blocks))
         content = bytearray(b"".join([head, key, lengths, *blocks]))
@@ -238,7 +238,7 @@ class FrameCache:
         ends = np.cumsum([start, *lengths]).tolist()
         frames = np.empty((frame_count, 3, self.size, self.size), dtype=np.uint8)
         for frame, first, end in zip(frames, ends, ends[1:], strict=False):
-            frame[:] = _from_jpeg(content[first:end])
+            frame[:] = from_jpeg(content[first:end])
         return frames
 
     def _store(self, entry: str, content: np.ndarray) -> None:
@@ -287,7 +287,7 @@ def remove_abandoned(folder: Path, pattern: str) -> None:
                 file.unlink()
 
 
-def _identity(path) -> tuple[str, int, int]:
+def file_identity(path) -> tuple[str, int, int]:
     """Return name, size in bytes and time of modification in ns of a video file."""
     try:
         status = os.stat(path)
@@ -296,15 +296,15 @@ def _identity(path) -> tuple[str, int, int]:
     return os.path.basename(os.fspath(path)), status.st_size, status.st_mtime_ns
 
 
-def _is_still(path, source: tuple[str, int, int]) -> bool:
+def is_still(path, source: tuple[str, int, int]) -> bool:
     """Return False if the file was replaced, changed or removed: the frames may be of either version."""
     try:
-        return _identity(path) == source
+        return file_identity(path) == source
     except VideoReadError:
         return False
 
 
-def _read(file: io.FileIO, size: int, check: bool) -> np.ndarray:
+def read_entry(file: io.FileIO, size: int, check: bool) -> np.ndarray:
     """Return the `size` bytes of an entry; raise DamagedEntryError if some are missing or fail the checksum."""
     # Read, not mapped: a mapped file that becomes shorter or whose disk fails would kill the process.
     content = np.empty(size, dtype=np.uint8)
@@ -320,10 +320,10 @@ def _read(file: io.FileIO, size: int, check: bool) -> np.ndarray:
     return content
 
 
-def _to_jpeg(frame: np.ndarray) -> bytes:
+def to_jpeg(frame: np.ndarray) -> bytes:
     """Return a JPEG file of a frame `(3, size, size)`, with colours at full resolution."""
     return encode_jpeg(frame, quality=JPEG_QUALITY, subsampling=0)
 
 
-def _from_jpeg(content: np.ndarray) -> np.ndarray:
+def from_jpeg(content: np.ndarray) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(content), formats=["JPEG"])).transpose(2, 0, 1)

@@ -57,7 +57,7 @@ class RawVideoExtractor:
             raise ValueError(f"framerate must be a whole number of frames per second, at least 1; got {framerate}")
         if size < 1:
             raise ValueError(f"size must be at least 1 pixel, got {size}")
-        _check_choice("frame_sampling", frame_sampling, FRAME_SAMPLINGS)
+        check_choice("frame_sampling", frame_sampling, FRAME_SAMPLINGS)
         self.framerate = int(framerate)
         self.size = int(size)
         self.frame_sampling = frame_sampling
@@ -87,7 +87,7 @@ class RawVideoExtractor:
             ValueError: an argument is out of its range.
             VideoReadError: the file is missing or damaged, or has no frame in the time span.
         """
-        _check_choice("frame_order", frame_order, FRAME_ORDERS)
+        check_choice("frame_order", frame_order, FRAME_ORDERS)
         frames, _ = self.read_frames_with_times(path, max_frames, slice_framepos, start_time, end_time)
         return order_frames(frames, frame_order, random_generator)
 
@@ -104,7 +104,7 @@ class RawVideoExtractor:
         The times are presentation timestamps, whichever rule chooses the frames. Arguments and errors are those of
         `read_frames`.
         """
-        _check_choice("slice_framepos", slice_framepos, SLICE_FRAMEPOS)
+        check_choice("slice_framepos", slice_framepos, SLICE_FRAMEPOS)
         if max_frames < 1:
             raise ValueError(f"max_frames must be at least 1, got {max_frames}")
         return self._read(path, max_frames, slice_framepos, *whole_seconds(start_time, end_time))
@@ -167,7 +167,7 @@ class RawVideoExtractor:
         return frames, clock.times()
 
     def _square(self, video: VideoReader, frame: av.VideoFrame) -> np.ndarray:
-        return _resize_and_crop(video.to_image(frame), self.size)
+        return resize_and_crop(video.to_image(frame), self.size)
 
 
 def order_frames(
@@ -180,7 +180,7 @@ def order_frames(
     Raises:
         ValueError: `frame_order` is not one of these.
     """
-    _check_choice("frame_order", frame_order, FRAME_ORDERS)
+    check_choice("frame_order", frame_order, FRAME_ORDERS)
     if frame_order == 1:
         frames = frames[::-1]
     elif frame_order == 2:
@@ -196,12 +196,12 @@ def encode_jpeg(frame: np.ndarray, **settings) -> bytes:
     return file.getvalue()
 
 
-def _check_choice(name: str, value: int, choices: tuple[int, ...]) -> None:
+def check_choice(name: str, value: int, choices: tuple[int, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}; got {value!r}")
 
 
-def _resize_and_crop(image: Image.Image, size: int) -> np.ndarray:
+def resize_and_crop(image: Image.Image, size: int) -> np.ndarray:
     """Return an image as `(3, size, size)`: the shorter side is resized to `size`, the centre cropped."""
     shorter = min(image.size)
     width, height = (size * side // shorter for side in image.size)

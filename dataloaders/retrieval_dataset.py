@@ -129,7 +129,7 @@ class RetrievalDataset(Dataset):
         With `replace_unreadable`, a sample whose video is unreadable becomes another one, which depends on its index
         and the epoch alone (and may occur twice in a batch); without, it has no frames: video and mask are 0.
         """
-        return _View(len(self), self._sample_or_other if replace_unreadable else self._sample_or_blank)
+        return View(len(self), self._sample_or_other if replace_unreadable else self._sample_or_blank)
 
     def item_of_sample(self, index: int) -> int:
         """Return the number of a sample's item in `video_ids`."""
@@ -155,11 +155,11 @@ class RetrievalDataset(Dataset):
 
     def captions_only(self) -> Dataset:
         """Return all captions as a data set of `(input_ids, input_mask, segment_ids)`."""
-        return _View(len(self.video_index), self._read_caption)
+        return View(len(self.video_index), self._read_caption)
 
     def videos_only(self) -> Dataset:
         """Return all items as a data set of `((video, video_mask), unreadable)`; unreadable videos have no frames."""
-        return _View(len(self.video_ids), self._video_or_blank)
+        return View(len(self.video_ids), self._video_or_blank)
 
     def _draw(self, index: int) -> tuple[int, int, np.random.Generator]:
         """Return caption number and item of a sample, and the generator for its other random choices."""
@@ -227,7 +227,7 @@ class RetrievalDataset(Dataset):
         return pad_frames(frames, self.max_frames)
 
 
-class _View(Dataset):
+class View(Dataset):
     """A data set whose items are `read(0)` to `read(length - 1)`."""
 
     def __init__(self, length: int, read: Callable[[int], tuple]):

@@ -59,7 +59,7 @@ def split_holdout(annotations: Annotations, size: int, seed: int) -> tuple[Annot
             f"--holdout {size} must be at least 2 and leave some of the {len(videos)} training videos to train on"
         )
     held_out = {video_id for name in seeded_choice(videos, size, seed) for video_id in videos[name]}
-    return _part(annotations, video_ids - held_out), _part(annotations, held_out)
+    return part_of(annotations, video_ids - held_out), part_of(annotations, held_out)
 
 
 def seeded_choice(names: Iterable[str], size: int, seed: int) -> list[str]:
@@ -67,7 +67,7 @@ def seeded_choice(names: Iterable[str], size: int, seed: int) -> list[str]:
     return sorted(names, key=lambda name: hashlib.sha256(f"{seed}\n{name}".encode()).digest())[:size]
 
 
-def _part(annotations: Annotations, video_ids: set[str]) -> Annotations:
+def part_of(annotations: Annotations, video_ids: set[str]) -> Annotations:
     return Annotations(
         [caption for caption in annotations.captions if caption.video_id in video_ids],
         {video_id: path for video_id, path in annotations.video_paths.items() if video_id in video_ids},

@@ -79,7 +79,7 @@ class FrameLosses:
         """Return the counts above 0 as text; to be called after the last frame."""
         left_out = self._packets - self._frames if self._counts_packets else 0
         return [
-            f"{_count(number, noun)} {predicate}"
+            f"{plural(number, noun)} {predicate}"
             for number, noun, predicate in (
                 (max(self.errors, left_out), "frame", "could not be decoded"),
                 (self.concealed, "frame", "decoded with errors"),
@@ -141,5 +141,5 @@ def describe_early_end(end: float, promised: float) -> str:
     return f"it ends at second {end:.1f}, not {promised:.1f} as its header says"
 
 
-def _count(number: int, noun: str) -> str:
+def plural(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"

@@ -152,7 +152,7 @@ class VideoReader:
         return [*self.losses.notes(), *([self.early_end] if self.early_end else [])]
 
     def _open(self) -> None:
-        self.container = _open_container(self.path)
+        self.container = open_container(self.path)
         try:
             self.stream = find_film(self.container)
             if self.stream is None:
@@ -166,7 +166,7 @@ class VideoReader:
             self.container.close()
             if isinstance(error, VideoReadError):
                 raise
-            raise VideoReadError(self.path, f"FFmpeg cannot describe it: {_describe(error)}") from error
+            raise VideoReadError(self.path, f"FFmpeg cannot describe it: {describe_error(error)}") from error
         # One thread: every DataLoader worker has a core of its own, and threads do not survive its fork.
         self.decoder.thread_count = 1
         self.decoder.options = {"max_pixels": str(MAX_PIXELS)}
@@ -228,7 +228,7 @@ class VideoReader:
                     break
         except av.FFmpegError as error:
             raise DoubtfulPackets from error
-        self.shown = _presentation_order(self.packets, self.decoder.has_b_frames)
+        self.shown = presentation_order(self.packets, self.decoder.has_b_frames)
         return len(self.shown)
 
     def packet_times(self) -> FrameTimes:
@@ -280,7 +280,7 @@ class VideoReader:
             except IndexError:
                 gaps_in_a_row += 1  # not of the file: PyAV fails at its end if a stream began behind the header
             except (OSError, MemoryError) as error:
-                raise VideoReadError(self.path, _describe(error)) from error
+                raise VideoReadError(self.path, describe_error(error)) from error
             except Exception:
                 gaps_in_a_row += 1
                 self.losses.gaps += 1
@@ -386,7 +386,7 @@ class VideoReader:
         return image if rotation is None else image.transpose(rotation)
 
 
-def _open_container(path: Path) -> av.container.InputContainer:
+def open_container(path: Path) -> av.container.InputContainer:
     try:
         if path.is_dir() or path.stat().st_size == 0:
             raise VideoReadError(path, "this is a folder" if path.is_dir() else "the file is empty (0 bytes)")
@@ -398,14 +398,14 @@ def _open_container(path: Path) -> av.container.InputContainer:
     except (av.error.InvalidDataError, av.error.EOFError) as error:
         raise VideoReadError(path, "FFmpeg finds no video in it: no video file, or one that is cut off") from error
     except Exception as error:
-        raise VideoReadError(path, _describe(error)) from error
+        raise VideoReadError(path, describe_error(error)) from error
 
 
-def _describe(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     return getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
 
 
-def _presentation_order(packets: list[PacketFacts], reordered: bool) -> list[int]:
+def presentation_order(packets: list[PacketFacts], reordered: bool) -> list[int]:
     """Return the places of the packets in the order of presentation, without those that an edit list hides."""
     if not packets or not packets[0].is_keyframe or any(packet.is_corrupt or not packet.size for packet in packets):
         raise DoubtfulPackets

@@ -113,15 +113,15 @@ def walk_folder(folder: str | os.PathLike, exclude: Sequence[str] = ()) -> Folde
         for entry in entries:
             path = f"{place}/{entry.name}" if place else entry.name
             if not entry.name.isascii():
-                _check_file_system_encoding(entry)
-            is_folder = _add_entry(walk, entry, path, exclude)
+                check_file_system_encoding(entry)
+            is_folder = add_entry(walk, entry, path, exclude)
             walk.folders[place] |= walk.passed_over.get(path) != HIDDEN
             if is_folder:
                 (behind_links if entry.is_symlink() else waiting).append(path)
     return walk
 
 
-def _check_file_system_encoding(entry: os.DirEntry) -> None:
+def check_file_system_encoding(entry: os.DirEntry) -> None:
     encoding = sys.getfilesystemencoding()
     if encoding != "utf-8":
         raise ValueError(
@@ -129,7 +129,7 @@ def _check_file_system_encoding(entry: os.DirEntry) -> None:
         )
 
 
-def _add_entry(walk: FolderWalk, entry: os.DirEntry, path: str, exclude: Sequence[str]) -> bool:
+def add_entry(walk: FolderWalk, entry: os.DirEntry, path: str, exclude: Sequence[str]) -> bool:
     """Record one entry; return whether it is a folder to list."""
     kind = left_out(path, exclude)
     try:

@@ -145,11 +145,11 @@ def prepare_worker(reasons: Connection, worker_id: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # elsewhere the handler of torch stays: any SIGTERM ends the worker
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_if_terminated_by, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=end_if_terminated_by, args=(os.getppid(),), daemon=True).start()
     torch.set_num_threads(1)
 
 
-def _end_if_terminated_by(parent: int) -> None:
+def end_if_terminated_by(parent: int) -> None:
     """Wait for SIGTERM, which is blocked in all threads, until it comes from the process `parent`."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         continue

@@ -72,7 +72,7 @@ def locate_videos(
     folder = require_path(features_path, "--features_path", folder=True)
     video_ids = list(video_ids)
     for video_id in video_ids:
-        _check_id(video_id, folder)
+        check_id(video_id, folder)
     walk = walk_folder(folder, exclude)
     names = FileNames(folder, walk, exclude)
     written = {video_id: names.as_written(video_id, by_name, prefix) for video_id in video_ids}
@@ -88,11 +88,11 @@ def locate_videos(
     if missing:
         raise MissingVideosError(
             f"{len(missing)} of {len(found)} videos have no file under {folder} (--features_path): "
-            f"{first_names(missing)}{names.near_misses(missing)}{_describe_errors(walk, '; ')}",
+            f"{first_names(missing)}{names.near_misses(missing)}{describe_errors(walk, '; ')}",
             missing,
             located,
         )
-    return located, _notes(walk)
+    return located, lookup_notes(walk)
 
 
 class FileNames:
@@ -133,7 +133,7 @@ class FileNames:
     def by_name(self, name: str) -> list[str]:
         """Return the files with this path, name, name without the extension, or name with another extension."""
         if "/" in name:
-            path = _path_inside(name, self.folder) or os.path.normpath(name)
+            path = path_inside(name, self.folder) or os.path.normpath(name)
             is_file = os.path.isfile(self.folder / path) and left_out(path, self.exclude) != EXCLUDED
             return [path] if is_file else []
         stem, extension = os.path.splitext(name)
@@ -176,10 +176,10 @@ class FileNames:
         """Return the end of a message with what was found in place of the missing ids; "" if nothing is similar."""
         paths: dict[str, list[str]] = {}
         for path in (*self.walk.files, *self.walk.passed_over, *self.walk.errors, *self.walk.folders):
-            paths.setdefault(_loose_name(path), []).append(path)
+            paths.setdefault(loose_name(path), []).append(path)
         near = []
         for video_id in missing:
-            wanted = _loose_name(PureWindowsPath(video_id.strip()).as_posix())
+            wanted = loose_name(PureWindowsPath(video_id.strip()).as_posix())
             if wanted and (found := paths.get(wanted)):
                 near.append(f"{video_id!r} (found {self.describe(sorted(found)[0])})")
         return f"; similar names, which may be other videos: {first_names(near)}" if near else ""
@@ -200,14 +200,14 @@ class FileNames:
         return f"{path!r}, {reason}" if reason else repr(path)
 
 
-def _check_id(video_id: str, folder: Path) -> None:
+def check_id(video_id: str, folder: Path) -> None:
     name = video_id.strip()
     leaves = name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/")
-    if not name or (leaves and not _path_inside(name, folder)):
+    if not name or (leaves and not path_inside(name, folder)):
         raise ValueError(f"the video id {video_id!r} names no file inside {folder} (--features_path)")
 
 
-def _path_inside(name: str, folder: Path) -> str:
+def path_inside(name: str, folder: Path) -> str:
     """Return the path below `folder` to which an absolute path leads; "" for any other name."""
     if not os.path.isabs(name) or ".." in name.split("/"):
         return ""
@@ -217,7 +217,7 @@ def _path_inside(name: str, folder: Path) -> str:
     return ""
 
 
-def _loose_name(path: str) -> str:
+def loose_name(path: str) -> str:
     """Return a path's name without extensions, blanks and differences of case and form."""
     name = path.rpartition("/")[2].strip()
     stem, extension = os.path.splitext(name)
@@ -225,18 +225,18 @@ def _loose_name(path: str) -> str:
     return unicodedata.normalize("NFKC", stem.strip()).casefold()
 
 
-def _describe_errors(walk: FolderWalk, separator: str = "") -> str:
+def describe_errors(walk: FolderWalk, separator: str = "") -> str:
     if not walk.errors:
         return ""
     path, error = next(iter(sorted(walk.errors.items())))
     return f"{separator}{len(walk.errors)} entries cannot be read, such as {path}: {error.strerror}"
 
 
-def _notes(walk: FolderWalk) -> tuple[str, ...]:
+def lookup_notes(walk: FolderWalk) -> tuple[str, ...]:
     """Return what was passed over and could hold videos, for the log."""
     passed_over = {
         path: kind
         for path, kind in walk.passed_over.items()
         if path not in walk.hidden_files or os.path.splitext(path)[1].lower() in VIDEO_EXTENSIONS
     }
-    return tuple(filter(None, (describe_passed_over(passed_over), _describe_errors(walk))))
+    return tuple(filter(None, (describe_passed_over(passed_over), describe_errors(walk))))

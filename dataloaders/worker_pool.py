@@ -41,20 +41,20 @@ def run_tasks(
             must not be among them: Python would warn.
     """
     died = []
-    with contextlib.closing(_run_once(function, tasks, processes, preload)) as results:
+    with contextlib.closing(run_once(function, tasks, processes, preload)) as results:
         for task, result in results:
             if isinstance(result, ProcessDied):
                 died.append(task)
             else:
                 yield task, result
     for task in died:
-        yield from _run_once(function, [task], 1, preload)
+        yield from run_once(function, [task], 1, preload)
 
 
-def _run_once(
+def run_once(
     function: Callable[[Any], Any], tasks: Iterable, processes: int, preload: tuple[str, ...]
 ) -> Iterator[tuple[Any, Any]]:
-    pool = _Pool(function, processes, _context(preload))
+    pool = Pool(function, processes, forkserver_context(preload))
     try:
         for task in tasks:
             pool.submit(task)
@@ -71,7 +71,7 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _context(preload: tuple[str, ...]) -> BaseContext:
+def forkserver_context(preload: tuple[str, ...]) -> BaseContext:
     # Not fork: threads of this process (progress bar, pool, torch) may hold locks that a copy would never release.
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
@@ -80,7 +80,7 @@ def _context(preload: tuple[str, ...]) -> BaseContext:
     return context
 
 
-class _Pool:
+class Pool:
     """Threads of this process with a worker process each.
 
     Not pebble's or concurrent.futures' pool. Workers of pebble write to one pipe, so that one that is killed while it
@@ -134,7 +134,7 @@ class _Pool:
         if hasattr(signal, "pthread_sigmask"):
             resource_tracker.ensure_running()  # which multiprocessing starts first, and which unblocks SIGINT here
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        worker = _Worker(self)
+        worker = Worker(self)
         while (item := self._tasks.get()) is not None and not self.is_closed:
             try:
                 self._results.put((*item, worker.run(*item), None))
@@ -143,10 +143,10 @@ class _Pool:
         worker.close()
 
 
-class _Worker:
+class Worker:
     """A process that runs one task after the other, for one thread of a pool."""
 
-    def __init__(self, pool: _Pool):
+    def __init__(self, pool: Pool):
         self._pool = pool
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
@@ -185,7 +185,7 @@ class _Worker:
                 raise RuntimeError("the pool is closed")
             pipe, other_end = self._pool.context.Pipe()
             process = self._pool.context.Process(
-                target=_run_tasks_of_pipe, args=(other_end, self._pool.function), daemon=True
+                target=run_tasks_of_pipe, args=(other_end, self._pool.function), daemon=True
             )
             process.start()
             other_end.close()  # so that the end of the process is the end of the pipe
@@ -194,20 +194,20 @@ class _Worker:
             self._process, self._pipe = process, pipe
 
 
-def _run_tasks_of_pipe(pipe: Connection, function: Callable[[Any], Any]) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def run_tasks_of_pipe(pipe: Connection, function: Callable[[Any], Any]) -> None:
+    threading.Thread(target=end_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, ConnectionError):  # the main process needs no more, or is gone
         while True:
-            pipe.send(_answer(function, pipe.recv()))
+            pipe.send(answer_task(function, pipe.recv()))
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """End this process at once when the main process is gone, in the middle of a task if need be."""
     multiprocessing.parent_process().join()
     os._exit(1)
 
 
-def _answer(function: Callable[[Any], Any], task) -> tuple[Any, ExceptionWithTraceback | None]:
+def answer_task(function: Callable[[Any], Any], task) -> tuple[Any, ExceptionWithTraceback | None]:
     try:
         return function(task), None
     except Exception as error:

@@ -37,7 +37,7 @@ _ROOM = "make room there, or name another folder by --cache_dir or CLIP4CLIP_CAC
 
 
 @dataclass(frozen=True)
-class _RemoteFile:
+class RemoteFile:
     """An open download of the bytes from `start` on.
 
     `version` identifies the version of the file ("" if unknown), `length` is the size of the whole file in bytes if
@@ -53,7 +53,7 @@ class _RemoteFile:
 
 
 @dataclass
-class _PartialFile:
+class PartialFile:
     """The bytes that the attempts of one download have written so far; with a `version` the next may continue them."""
 
     path: Path
@@ -63,15 +63,15 @@ class _PartialFile:
         return self.path.stat().st_size if self.version else 0
 
 
-class _TemporaryFailure(Exception):
+class TemporaryFailure(Exception):
     """A download failed for a reason that may be gone in another attempt."""
 
 
-class _StartAgain(_TemporaryFailure):
+class StartAgain(TemporaryFailure):
     """A temporary failure after which the bytes received so far are useless."""
 
 
-_Opener = Callable[[str, _PartialFile], AbstractContextManager[_RemoteFile]]
+_Opener = Callable[[str, PartialFile], AbstractContextManager[RemoteFile]]
 
 
 def cached_path(
@@ -111,71 +111,71 @@ def cached_path(
             raise ValueError(f"{location} does not have the sha256 {sha256}: the file is damaged or a different one")
         return location
     if not location.isprintable():
-        raise ValueError(f"an address must have printable characters only, got {_public_url(location)!a}")
+        raise ValueError(f"an address must have printable characters only, got {public_url(location)!a}")
     if scheme.lower() in ("http", "https"):
-        open_remote = _open_http
-        sha256 = sha256 or _openai_sha256(location)
+        open_remote = open_http
+        sha256 = sha256 or openai_sha256(location)
     elif scheme.lower() == "s3":
-        open_remote = _open_s3
+        open_remote = open_s3
     else:
         raise ValueError(f"unknown scheme {scheme!r}: give a local path, https://, http:// or s3://bucket/key")
 
     cache = Path(cache_dir or os.environ.get("CLIP4CLIP_CACHE") or "~/.cache/clip4clip").expanduser()
     cache.mkdir(parents=True, exist_ok=True)
     pauses = RETRY_SECONDS if retry_seconds is None else retry_seconds
-    return str(_fetch(location, open_remote, cache, (sha256 or "").lower(), max_bytes, pauses))
+    return str(fetch_file(location, open_remote, cache, (sha256 or "").lower(), max_bytes, pauses))
 
 
-def _fetch(
+def fetch_file(
     url: str, open_remote: _Opener, cache: Path, sha256: str, max_bytes: int, pauses: Sequence[float]
 ) -> Path:  # fmt: skip
     """Return the cached copy of the URL's present version, after at most one attempt more than there are pauses."""
     url_hash = text_sha256(url)
     # Several processes may fetch the same file at once: each writes its own, and the last rename wins.
-    partial = _PartialFile(cache / f".{uuid.uuid4().hex}.partial")
+    partial = PartialFile(cache / f".{uuid.uuid4().hex}.partial")
     try:
         for pause in (*pauses, None):
             try:
                 with open_remote(url, partial) as remote:
-                    target = cache / f"{url_hash}.{text_sha256(remote.version)}{_suffix(url)}"
-                    if not _is_whole(target, remote.length, sha256):
-                        _write(remote, partial, url, max_bytes)
-                        _verify(remote, partial, sha256)
+                    target = cache / f"{url_hash}.{text_sha256(remote.version)}{file_suffix(url)}"
+                    if not is_whole(target, remote.length, sha256):
+                        write_file(remote, partial, url, max_bytes)
+                        verify_download(remote, partial, sha256)
                         rename_synced(partial.path, target)
                     return target
-            except _TemporaryFailure as failure:
+            except TemporaryFailure as failure:
                 reason = str(failure)
-                if isinstance(failure, _StartAgain):
+                if isinstance(failure, StartAgain):
                     partial.version = ""
             if pause is not None:
-                logger.info("%s: %s; next attempt in about %g s", _public_url(url), reason, pause)
+                logger.info("%s: %s; next attempt in about %g s", public_url(url), reason, pause)
                 # not the global generator: it is the training's, which must not depend on the network
                 time.sleep(pause * random.Random().uniform(1, 1.5))
     finally:
         partial.path.unlink(missing_ok=True)
 
-    copies = [path for path in cache.glob(f"{url_hash}.*") if _is_whole(path, None, sha256)]
+    copies = [path for path in cache.glob(f"{url_hash}.*") if is_whole(path, None, sha256)]
     if not copies:
         raise OSError(
-            f"cannot download {_public_url(url)}: {reason} ({len(pauses) + 1} attempts); try again later, or fetch the "
+            f"cannot download {public_url(url)}: {reason} ({len(pauses) + 1} attempts); try again later, or fetch the "
             "file by other means and give its local path"
         )
     copy = max(copies, key=lambda path: path.stat().st_mtime)
-    logger.warning("cannot reach %s (%s): using the copy fetched before, %s", _public_url(url), reason, copy)
+    logger.warning("cannot reach %s (%s): using the copy fetched before, %s", public_url(url), reason, copy)
     return copy
 
 
-def _write(remote: _RemoteFile, partial: _PartialFile, url: str, max_bytes: int) -> None:
+def write_file(remote: RemoteFile, partial: PartialFile, url: str, max_bytes: int) -> None:
     """Append the remote bytes to the partial file, or replace its content if they begin at 0."""
     folder = partial.path.parent
-    failure = f"cannot download {_public_url(url)}"
+    failure = f"cannot download {public_url(url)}"
     needed = (remote.length or 0) - remote.start
     if (remote.length or 0) > max_bytes:
         raise OSError(f"{failure}: {remote.length} bytes, more than the {max_bytes} allowed")
     if needed > shutil.disk_usage(folder).free:
         raise OSError(errno.ENOSPC, f"{failure}: {folder} does not have the {needed} bytes free; {_ROOM}")
     if remote.start and remote.version != partial.version:
-        raise _StartAgain("the file changed meanwhile")
+        raise StartAgain("the file changed meanwhile")
     partial.version = remote.version if remote.can_resume else ""
     size = remote.start
     with (
@@ -183,7 +183,7 @@ def _write(remote: _RemoteFile, partial: _PartialFile, url: str, max_bytes: int)
         open(partial.path, "r+b" if size else "wb", buffering=0) as file,
         # disable=None: no bar if the output is not a terminal
         tqdm(
-            total=remote.length, initial=size, unit="B", unit_scale=True, desc=PurePosixPath(_public_url(url)).name,
+            total=remote.length, initial=size, unit="B", unit_scale=True, desc=PurePosixPath(public_url(url)).name,
             disable=None,
         ) as progress,
     ):  # fmt: skip
@@ -192,14 +192,14 @@ def _write(remote: _RemoteFile, partial: _PartialFile, url: str, max_bytes: int)
             size += len(chunk)
             if size > max_bytes:
                 raise OSError(f"{failure}: more than the {max_bytes} bytes allowed")
-            _write_all(file, chunk, f"{failure}: cannot write to {folder}")
+            write_all(file, chunk, f"{failure}: cannot write to {folder}")
             progress.update(len(chunk))
         os.fsync(file.fileno())
     if remote.length is not None and size != remote.length:
-        raise _TemporaryFailure(f"got {size} of {remote.length} bytes")
+        raise TemporaryFailure(f"got {size} of {remote.length} bytes")
 
 
-def _write_all(file, chunk: bytes, failure: str) -> None:
+def write_all(file, chunk: bytes, failure: str) -> None:
     remaining = memoryview(chunk)
     try:
         while remaining:
@@ -208,22 +208,22 @@ def _write_all(file, chunk: bytes, failure: str) -> None:
         raise OSError(error.errno, f"{failure}: {error.strerror}; {_ROOM}") from error
 
 
-def _verify(remote: _RemoteFile, partial: _PartialFile, sha256: str) -> None:
-    """Raise _StartAgain if the file does not have the expected hash."""
+def verify_download(remote: RemoteFile, partial: PartialFile, sha256: str) -> None:
+    """Raise StartAgain if the file does not have the expected hash."""
     for name, expected in filter(None, (("sha256", sha256) if sha256 else None, remote.digest)):
         found = file_digest(name, partial.path)
         if found != expected:
-            raise _StartAgain(f"the {name} of the download is {found}, not {expected}")
+            raise StartAgain(f"the {name} of the download is {found}, not {expected}")
 
 
-def _is_whole(path: Path, length: int | None, sha256: str) -> bool:
+def is_whole(path: Path, length: int | None, sha256: str) -> bool:
     if not path.is_file() or (length is not None and path.stat().st_size != length):
         return False
     return not sha256 or file_digest("sha256", path) == sha256
 
 
 @contextmanager
-def _open_http(url: str, partial: _PartialFile) -> Iterator[_RemoteFile]:
+def open_http(url: str, partial: PartialFile) -> Iterator[RemoteFile]:
     import requests
 
     # not compressed, so that Content-Length counts the bytes of the file
@@ -236,28 +236,28 @@ def _open_http(url: str, partial: _PartialFile) -> Iterator[_RemoteFile]:
             session.max_redirects = MAX_REDIRECTS
             with session.get(
                 url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS),
-                hooks={"response": _refuse_downgrade},
+                hooks={"response": refuse_downgrade},
             ) as response:  # fmt: skip
-                _check_status(url, response.status_code, response.reason, partial)
-                yield _http_file(response, start)
+                check_status(url, response.status_code, response.reason, partial)
+                yield http_file(response, start)
     # `from None`: the messages of requests quote the whole URL, which may hold credentials.
     except (ValueError, requests.TooManyRedirects) as error:  # bad addresses, also those of redirects, are ValueErrors
-        raise OSError(f"cannot download {_public_url(url)}: {type(error).__name__}; check the address") from None
+        raise OSError(f"cannot download {public_url(url)}: {type(error).__name__}; check the address") from None
     except requests.RequestException as error:
-        raise _TemporaryFailure(type(error).__name__) from None
+        raise TemporaryFailure(type(error).__name__) from None
 
 
-def _http_file(response, start: int) -> _RemoteFile:
+def http_file(response, start: int) -> RemoteFile:
     """Return the file in a response with status 200, or 206 to a request for the bytes from `start` on."""
     etag = response.headers.get("ETag", "")
     is_plain = response.headers.get("Content-Encoding", "identity") == "identity"
     if response.status_code == 206:
-        length = _length_of_rest(response.headers.get("Content-Range", ""), start)
+        length = length_of_rest(response.headers.get("Content-Range", ""), start)
     else:
         start = 0
         announced = response.headers.get("Content-Length", "")
         length = int(announced) if is_plain and re.fullmatch(r"\d{1,18}", announced, re.ASCII) else None
-    return _RemoteFile(
+    return RemoteFile(
         version=etag or response.headers.get("Last-Modified") or "",
         length=length,
         start=start,
@@ -267,36 +267,36 @@ def _http_file(response, start: int) -> _RemoteFile:
     )
 
 
-def _length_of_rest(content_range: str, start: int) -> int:
-    """Return the length of the whole file; raises _StartAgain if the response is not its bytes from `start` on."""
+def length_of_rest(content_range: str, start: int) -> int:
+    """Return the length of the whole file; raises StartAgain if the response is not its bytes from `start` on."""
     answered = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", content_range, re.ASCII)
     if not answered or int(answered[1]) != start or int(answered[2]) + 1 != int(answered[3]):
-        raise _StartAgain("the server sent a different part of the file than requested")
+        raise StartAgain("the server sent a different part of the file than requested")
     return int(answered[3])
 
 
-def _refuse_downgrade(response, **_) -> None:
+def refuse_downgrade(response, **_) -> None:
     """Raise OSError for a redirect from https:// to an address that others on the network can read and change."""
     if response.is_redirect and urlsplit(response.url).scheme == "https":
         target = urljoin(response.url, response.headers["Location"])
         if urlsplit(target).scheme != "https":
             raise OSError(
-                f"cannot download {_public_url(response.url)}: it redirects to {_public_url(target)}, which is not "
+                f"cannot download {public_url(response.url)}: it redirects to {public_url(target)}, which is not "
                 "https://; if you trust that address, give it directly"
             )
 
 
 @contextmanager
-def _open_s3(url: str, partial: _PartialFile) -> Iterator[_RemoteFile]:
+def open_s3(url: str, partial: PartialFile) -> Iterator[RemoteFile]:
     bucket, _, key = url.partition("://")[2].partition("/")
     bucket = bucket.rpartition("@")[2]
     if not bucket or not key:
-        raise ValueError(f"an S3 address is s3://bucket/key, got {_public_url(url)}")
+        raise ValueError(f"an S3 address is s3://bucket/key, got {public_url(url)}")
     import boto3
     from botocore import exceptions
     from botocore.config import Config
 
-    # one attempt each: _fetch retries, also after an interrupted body
+    # one attempt each: fetch_file retries, also after an interrupted body
     config = Config(
         connect_timeout=CONNECT_SECONDS,
         read_timeout=READ_SECONDS,
@@ -307,31 +307,31 @@ def _open_s3(url: str, partial: _PartialFile) -> Iterator[_RemoteFile]:
     try:
         answer = boto3.client("s3", config=config).get_object(Bucket=bucket, Key=key, **which)
         is_rest = answer["ResponseMetadata"]["HTTPStatusCode"] == 206
-        length = _length_of_rest(answer.get("ContentRange", ""), start) if is_rest else answer["ContentLength"]
+        length = length_of_rest(answer.get("ContentRange", ""), start) if is_rest else answer["ContentLength"]
         with closing(answer["Body"]) as body:
-            yield _RemoteFile(
+            yield RemoteFile(
                 version=answer.get("ETag", ""),
                 length=length,
                 start=start if is_rest else 0,
                 chunks=body.iter_chunks(_CHUNK_BYTES),
                 can_resume="ETag" in answer,
-                digest=_s3_digest(answer),
+                digest=s3_digest(answer),
             )
     except exceptions.ClientError as error:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        _check_status(url, status, error.response.get("Error", {}).get("Code", ""), partial)
+        check_status(url, status, error.response.get("Error", {}).get("Code", ""), partial)
         raise
     except (
         exceptions.ConnectionError, exceptions.HTTPClientError, exceptions.IncompleteReadError,
         exceptions.FlexibleChecksumError,
     ) as error:  # fmt: skip
-        raise _TemporaryFailure(type(error).__name__) from None
+        raise TemporaryFailure(type(error).__name__) from None
     except exceptions.BotoCoreError as error:
         advice = "check the address and boto3's settings (credentials, region, endpoint)"
-        raise OSError(f"cannot download {_public_url(url)}: {type(error).__name__}; {advice}") from None
+        raise OSError(f"cannot download {public_url(url)}: {type(error).__name__}; {advice}") from None
 
 
-def _s3_digest(answer: dict) -> tuple[str, str] | None:
+def s3_digest(answer: dict) -> tuple[str, str] | None:
     """Return S3's hash of the object's content, None for objects uploaded in parts, which have hashes of hashes."""
     checksum = answer.get("ChecksumSHA256", "")
     if checksum and "-" not in checksum:
@@ -342,20 +342,20 @@ def _s3_digest(answer: dict) -> tuple[str, str] | None:
     return ("md5", etag) if is_md5 and re.fullmatch(r"[0-9a-f]{32}", etag) else None
 
 
-def _check_status(url: str, status: int, reason: str, partial: _PartialFile) -> None:
-    """Raise _TemporaryFailure for a status that may pass, OSError for any other without the requested file or part."""
+def check_status(url: str, status: int, reason: str, partial: PartialFile) -> None:
+    """Raise TemporaryFailure for a status that may pass, OSError for any other without the requested file or part."""
     if status == 200 or (status == 206 and partial.size()):
         return
     if status in _CHANGED_STATUS and partial.size():
-        raise _StartAgain(f"the file changed meanwhile (HTTP {status})")
+        raise StartAgain(f"the file changed meanwhile (HTTP {status})")
     if status >= 500 or status in _RETRY_STATUS:
-        raise _TemporaryFailure(f"HTTP {status} {reason}")
+        raise TemporaryFailure(f"HTTP {status} {reason}")
     error = FileNotFoundError if status in (404, 410) else OSError
     advice = "; check the credentials, and that the address has not expired" if status in (401, 403) else ""
-    raise error(f"cannot download {_public_url(url)}: HTTP {status} {reason}{advice}") from None
+    raise error(f"cannot download {public_url(url)}: HTTP {status} {reason}{advice}") from None
 
 
-def _public_url(url: str) -> str:
+def public_url(url: str) -> str:
     """Return the URL without user, password, query and fragment, any of which may be secret."""
     scheme, _, rest = url.partition("://")
     host, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
@@ -366,13 +366,13 @@ def _public_url(url: str) -> str:
     return f"{scheme}://{host}{slash}{path}"
 
 
-def _openai_sha256(url: str) -> str | None:
+def openai_sha256(url: str) -> str | None:
     """Return the hash in an OpenAI address: the folder that holds the file. None for other addresses."""
     found = re.match(rf"https?://{re.escape(_OPENAI_HOST)}/(?:.*/)?([0-9a-f]{{64}})/[^/]+$", url)
     return found[1] if found else None
 
 
-def _suffix(url: str) -> str:
+def file_suffix(url: str) -> str:
     """Return the suffix of the URL's path, by which loaders recognise the file type; "" without one."""
-    suffix = PurePosixPath(_public_url(url).partition("://")[2]).suffix
+    suffix = PurePosixPath(public_url(url).partition("://")[2]).suffix
     return suffix if re.fullmatch(r"\.\w{1,16}", suffix, re.ASCII) else ""

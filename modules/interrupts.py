@@ -14,7 +14,7 @@ def exit_on_interrupt(message: str) -> None:
     A process that ignores Ctrl-C, as those that a script starts in the background do, goes on ignoring it.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, partial(_exit, message))
+        signal.signal(signal.SIGINT, partial(exit_interrupted, message))
 
 
 def raise_on_interrupt() -> None:
@@ -31,7 +31,7 @@ def interrupted(message: str) -> SystemExit:
     return error
 
 
-def _exit(message: str, number: int, frame) -> None:
+def exit_interrupted(message: str, number: int, frame) -> None:
     if sys.stderr is not None:
         os.write(sys.stderr.fileno(), f"{message}\n".encode())
     os._exit(EXIT_CODE)

@@ -96,7 +96,7 @@ class BertAdam(Optimizer):
             "weight_decay": weight_decay,
             "max_grad_norm": max_grad_norm,
         }
-        _check_settings(defaults)
+        check_settings(defaults)
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict) -> None:
@@ -104,7 +104,7 @@ class BertAdam(Optimizer):
 
         Raises: ValueError for a setting out of range.
         """
-        _check_settings({**self.defaults, **param_group})
+        check_settings({**self.defaults, **param_group})
         super().add_param_group(param_group)
 
     def load_state_dict(self, state_dict: dict) -> None:
@@ -116,7 +116,7 @@ class BertAdam(Optimizer):
     def get_lr(self) -> list[float]:
         """Return the rate of the next step for each parameter that has been updated; [0.0] before the first step."""
         rates = [
-            _scheduled_rate(group, self.state[parameter]["step"])
+            scheduled_rate(group, self.state[parameter]["step"])
             for group in self.param_groups
             for parameter in group["params"]
             if parameter in self.state
@@ -145,7 +145,7 @@ class BertAdam(Optimizer):
                     groups_by_type[parameter.device, parameter.dtype, steps].append(parameter)
             for parameters in groups_by_type.values():
                 # all in a few launches on a GPU; on a CPU no more than its caches hold
-                for chunk in [parameters] if parameters[0].is_cuda else _chunks(parameters):
+                for chunk in [parameters] if parameters[0].is_cuda else split_into_chunks(parameters):
                     self._update(chunk, group)
         return loss
 
@@ -154,13 +154,13 @@ class BertAdam(Optimizer):
         gradients = [parameter.grad for parameter in parameters]
         states = [self.state[parameter] for parameter in parameters]
         if group["max_grad_norm"] > 0:
-            _clip_norms(gradients, group["max_grad_norm"])
+            clip_norms(gradients, group["max_grad_norm"])
 
         first_moments = [state["next_m"] for state in states]
         second_moments = [state["next_v"] for state in states]
-        _scale(first_moments, group["b1"])
+        scale_tensors(first_moments, group["b1"])
         torch._foreach_add_(first_moments, gradients, alpha=1.0 - group["b1"])
-        _scale(second_moments, group["b2"])
+        scale_tensors(second_moments, group["b2"])
         torch._foreach_addcmul_(second_moments, gradients, gradients, value=1.0 - group["b2"])
         denominators = torch._foreach_sqrt(second_moments)
         torch._foreach_add_(denominators, group["e"])
@@ -168,7 +168,7 @@ class BertAdam(Optimizer):
         if group["weight_decay"] > 0:
             torch._foreach_add_(updates, parameters, alpha=group["weight_decay"])
         # two operations instead of a fused add: the published weights were trained with rate * update rounded to fp16
-        _scale(updates, _scheduled_rate(group, states[0]["step"]))
+        scale_tensors(updates, scheduled_rate(group, states[0]["step"]))
         torch._foreach_sub_(parameters, updates)
         for state in states:
             state["step"] += 1
@@ -189,7 +189,7 @@ class BertAdam(Optimizer):
         return state
 
 
-def _chunks(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+def split_into_chunks(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
     """Yield lists of parameters; a list ends when it reaches `CHUNK_NUMBERS` weights."""
     chunk, numbers = [], 0
     for parameter in parameters:
@@ -202,13 +202,13 @@ def _chunks(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
         yield chunk
 
 
-def _scale(tensors: list[torch.Tensor], factor: float) -> None:
+def scale_tensors(tensors: list[torch.Tensor], factor: float) -> None:
     """Multiply every tensor in place, each product rounded once to the tensor's dtype."""
     # on a CPU a Python number is first rounded to fp16 itself, which makes 0 of a rate of 1e-8
     torch._foreach_mul_(tensors, factor if tensors[0].is_cuda else torch.tensor(factor, dtype=torch.float64))
 
 
-def _clip_norms(gradients: list[torch.Tensor], max_norm: float) -> None:
+def clip_norms(gradients: list[torch.Tensor], max_norm: float) -> None:
     """Clip the norm of each gradient by itself at `max_norm`, in place, as `clip_grad_norm_` does for one tensor."""
     norms = torch.stack(torch._foreach_norm(gradients))
     factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)
@@ -236,7 +236,7 @@ def prepare_optimizer_groups(
         ValueError: a number out of range.
     """
     for name, value in (("lr", lr), ("coef_lr", coef_lr), ("weight_decay", weight_decay)):
-        _check_number(name, value, lambda number: number >= 0, "a finite number >= 0")
+        check_number(name, value, lambda number: number >= 0, "a finite number >= 0")
     keys = [(decays, is_clip) for decays in (True, False) for is_clip in (True, False)]
     members: dict[tuple[bool, bool], list[nn.Parameter]] = {key: [] for key in keys}
     for name, parameter in named_parameters:
@@ -255,14 +255,14 @@ def prepare_optimizer_groups(
     ]
 
 
-def _scheduled_rate(group: dict, step: int) -> float:
+def scheduled_rate(group: dict, step: int) -> float:
     """Return the group's learning rate for a parameter that has been updated `step` times."""
     if group["t_total"] == -1:
         return group["lr"]
     return group["lr"] * SCHEDULES[group["schedule"]](step / group["t_total"], group["warmup"])
 
 
-def _check_settings(settings: dict) -> None:
+def check_settings(settings: dict) -> None:
     """Raise ValueError for the first setting of a group that is out of range."""
     ranges: dict[str, tuple[Callable[[float], bool], str]] = {
         "lr": (lambda value: value >= 0, "a finite number >= 0"),
@@ -275,11 +275,11 @@ def _check_settings(settings: dict) -> None:
         "max_grad_norm": (lambda value: True, "a finite number; 0 or less does not clip"),
     }
     for name, (is_valid, choices) in ranges.items():
-        _check_number(name, settings[name], is_valid, choices)
+        check_number(name, settings[name], is_valid, choices)
     if settings["schedule"] not in tuple(SCHEDULES):
         raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {settings['schedule']!r}")
 
 
-def _check_number(name: str, value, is_valid: Callable[[float], bool], choices: str) -> None:
+def check_number(name: str, value, is_valid: Callable[[float], bool], choices: str) -> None:
     if not isinstance(value, Real) or not math.isfinite(value) or not is_valid(value):
         raise ValueError(f"{name} must be {choices}, got {value!r}")

@@ -33,8 +33,8 @@ def dual_softmax(similarity, temperature: float = 100.0) -> np.ndarray:
     Raises:
         ValueError: not two axes, none of them empty, or a temperature that is not positive and finite.
     """
-    similarity = _as_matrix(similarity, "similarity")
-    _check_positive("temperature", temperature)
+    similarity = as_matrix(similarity, "similarity")
+    check_positive("temperature", temperature)
     share = temperature * similarity
     share -= share.max(axis=0)  # leaves the softmax unchanged and keeps exp from overflowing
     np.exp(share, out=share)
@@ -62,13 +62,13 @@ def querybank_normalize(similarity, bank_similarity, beta: float = 20.0) -> np.n
     Raises:
         ValueError: not two axes, none of them empty, two galleries, or a beta that is not positive and finite.
     """
-    similarity = _as_matrix(similarity, "similarity")
-    bank_similarity = _as_matrix(bank_similarity, "bank_similarity")
+    similarity = as_matrix(similarity, "similarity")
+    bank_similarity = as_matrix(bank_similarity, "bank_similarity")
     if similarity.shape[1] != bank_similarity.shape[1]:
         raise ValueError(
             f"queries and bank need the same gallery: {similarity.shape[1]} and {bank_similarity.shape[1]} columns"
         )
-    _check_positive("beta", beta)
+    check_positive("beta", beta)
     active = np.zeros(similarity.shape[1], dtype=bool)
     active[bank_similarity.argmax(axis=1)] = True
     normalized_rows = active[similarity.argmax(axis=1)]
@@ -79,7 +79,7 @@ def querybank_normalize(similarity, bank_similarity, beta: float = 20.0) -> np.n
     return similarity
 
 
-def _as_matrix(values, name: str) -> np.ndarray:
+def as_matrix(values, name: str) -> np.ndarray:
     """Return a float64 copy: in float32, small values of a softmax would underflow to ties at 0."""
     matrix = np.array(values, dtype=np.float64)
     if matrix.ndim != 2 or matrix.size == 0:
@@ -87,6 +87,6 @@ def _as_matrix(values, name: str) -> np.ndarray:
     return matrix
 
 
-def _check_positive(name: str, value: float) -> None:
+def check_positive(name: str, value: float) -> None:
     if not (value > 0 and np.isfinite(value)):
         raise ValueError(f"{name} must be positive and finite, got {value}")

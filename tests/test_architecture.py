@@ -133,7 +133,7 @@ PURE_CALLS = {
     "runtime_checkable",
     "PooledHead", "CrossHead", "TokenHead",  # rows of modules.heads
     "Flag", "sorted", "', '.join", "FLAG_GROUPS.values", "FLAGS.items",  # the table of flags in engine.flags
-    "polygon", "star_polygon", "cross_polygon", "_loaders",
+    "polygon", "star_polygon", "cross_polygon", "loaders",
 }  # fmt: skip
 
 

@@ -216,7 +216,7 @@ def test_two_processes_share_the_batches_of_one(args, monkeypatch):
     args.batch_size = 8
 
     def epoch_of(rank: int, world_size: int) -> list[list[int]]:
-        monkeypatch.setattr(data_dataloaders, "_rank_and_world_size", lambda: (rank, world_size))
+        monkeypatch.setattr(data_dataloaders, "rank_and_world_size", lambda: (rank, world_size))
         loader, length, sampler = build(args, "train")
         assert length == 18
         sampler.set_epoch(5)

@@ -150,9 +150,9 @@ def test_local_file_must_have_the_hash(tmp_path):
 
 def test_hash_in_openais_addresses():
     url = f"https://openaipublic.azureedge.net/clip/models/{HASH}/ViT-B-32.pt"
-    assert file_utils._openai_sha256(url) == HASH
+    assert file_utils.openai_sha256(url) == HASH
     for other in (url.replace(HASH, HASH[1:]), url.replace("openaipublic", "other"), url + "/more", url + "?a=/b"):
-        assert file_utils._openai_sha256(other) in (None, HASH if other.endswith("?a=/b") else None)
+        assert file_utils.openai_sha256(other) in (None, HASH if other.endswith("?a=/b") else None)
 
 
 @pytest.mark.parametrize("announced", [True, False])
@@ -264,7 +264,7 @@ def test_certificate_that_nobody_vouches_for_is_refused(secure_server, tmp_path,
     ],
 )
 def test_public_address_has_no_secret(url, public):
-    assert file_utils._public_url(url) == public
+    assert file_utils.public_url(url) == public
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1/a\nb", "https://host/\x00", "s3://models/\ud800"])

@@ -162,7 +162,7 @@ def test_s3_content_must_have_its_hash(bucket, server, tmp_path, monkeypatch, na
     ],
 )
 def test_s3_hashes_that_are_of_the_content(answer, digest):
-    assert file_utils._s3_digest(answer) == digest
+    assert file_utils.s3_digest(answer) == digest
 
 
 def test_s3_object_with_a_checksum_and_one_in_parts(bucket, tmp_path):

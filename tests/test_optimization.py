@@ -236,7 +236,7 @@ def test_fifty_steps_equal_a_plain_loop(dtype, tolerance, numbers_at_once, monke
 def test_fp16_rate_is_not_rounded_before_the_product():
     # 1e-8 is 0 in fp16, and 4 * 1e-8 rounds to its smallest number, 2^-24
     tensor = torch.tensor([4.0, 0.25], dtype=torch.float16)
-    optimization._scale([tensor], 1e-8)
+    optimization.scale_tensors([tensor], 1e-8)
     assert tensor.tolist() == [2.0**-24, 0.0]
 
 

@@ -178,9 +178,9 @@ def test_a_wrong_frame_count_in_the_header_changes_nothing(
 
 def test_only_frames_that_are_kept_are_converted(clip, extractor, monkeypatch):
     converted = []
-    convert = rawvideo_util._resize_and_crop
+    convert = rawvideo_util.resize_and_crop
     monkeypatch.setattr(
-        rawvideo_util, "_resize_and_crop", lambda picture, size: converted.append(1) or convert(picture, size)
+        rawvideo_util, "resize_and_crop", lambda picture, size: converted.append(1) or convert(picture, size)
     )
     RawVideoExtractor(10, 32).read_frames(clip, 5)
     assert len(converted) == 5
@@ -295,7 +295,7 @@ def test_a_header_without_any_frame_rate(clip, extractor, monkeypatch, time_base
     decoder = SimpleNamespace(width=64, height=48)
     stream = SimpleNamespace(codec_context=decoder, average_rate=None, guessed_rate=None, time_base=time_base)
     container = SimpleNamespace(streams=SimpleNamespace(video=[stream]), close=lambda: None)
-    monkeypatch.setattr(video_decoding, "_open_container", lambda path: container)
+    monkeypatch.setattr(video_decoding, "open_container", lambda path: container)
     monkeypatch.setattr(video_decoding, "find_film", lambda container: stream)
     assert "frame rate of 0.0" in reason_of(extractor, Path(clip))
 

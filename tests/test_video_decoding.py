@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dataloaders import video_decoding
 from dataloaders.rawvideo_util import RawVideoExtractor, VideoReadError, probe
-from dataloaders.video_decoding import DoubtfulPackets, VideoReader, _presentation_order
+from dataloaders.video_decoding import DoubtfulPackets, VideoReader, presentation_order
 
 WIDTH, HEIGHT, FRAMES, FPS = 96, 64, 60, 10
 
@@ -245,14 +245,14 @@ def test_the_order_of_packets_worked_by_hand():
     times = [0, 3, 1, 2, 6, 4, 5]
     packets = [packet(time, key=time in (0, 6)) for time in times]
     video = object.__new__(VideoReader)
-    video.packets, video.shown = packets, _presentation_order(packets, reordered=True)
+    video.packets, video.shown = packets, presentation_order(packets, reordered=True)
     assert video.shown == [0, 2, 3, 1, 5, 6, 4]
     assert video._runs([2]) == [(0, 4, [2])]
     assert video._runs([0, 6]) == [(0, 1, [0]), (4, 5, [6])]
     assert video._runs([5]) == [(0, 7, [5])]  # it may refer to P3
     assert video._runs([1, 3, 4, 6]) == [(0, 6, [1, 3, 4, 6])]
     packets[0].is_discard = True  # an edit list hides the first frame, others still need it
-    video.shown = _presentation_order(packets, reordered=True)
+    video.shown = presentation_order(packets, reordered=True)
     assert video.shown == [2, 3, 1, 5, 6, 4] and video._runs([0]) == [(0, 3, [1])]
 
 
@@ -272,13 +272,13 @@ def test_the_order_of_packets_worked_by_hand():
 )
 def test_packets_that_do_not_tell_the_order(packets, reordered):
     with pytest.raises(DoubtfulPackets):
-        _presentation_order(packets, reordered)
+        presentation_order(packets, reordered)
 
 
 def test_frames_that_come_in_another_order_than_their_packets_said(folder, monkeypatch):
     path = encode(folder / "unannounced.avi", **H264)
-    order = video_decoding._presentation_order
-    monkeypatch.setattr(video_decoding, "_presentation_order", lambda packets, reordered: order(packets, False))
+    order = video_decoding.presentation_order
+    monkeypatch.setattr(video_decoding, "presentation_order", lambda packets, reordered: order(packets, False))
     with pytest.raises(DoubtfulPackets):
         read_chosen(path, [12])
 

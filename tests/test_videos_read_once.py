@@ -50,7 +50,7 @@ def args(real_annotations, tmp_path) -> SimpleNamespace:
 def test_an_evaluation_reads_each_video_once_and_with_a_cache_only_the_first_does(args, tmp_path, monkeypatch, cached):
     counter = CountingExtractor()
     extractor = FrameCache(tmp_path / "cache", counter) if cached else counter
-    monkeypatch.setattr(data_dataloaders, "_build_extractor", lambda *_: extractor)
+    monkeypatch.setattr(data_dataloaders, "build_extractor", lambda *_: extractor)
     loader, length = DATALOADER_DICT["msvd"]["test"](args, FirstLetters())
     assert length == 27_763
     for evaluation in (1, 2):
