@@ -7,7 +7,6 @@ import os
 import socket
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.launch import is_running, wait_until
 from tests.helpers.web_cases import FakeSearch, decode_after, write_clip
 from video_search.web.clips import clip_id
 
@@ -373,18 +373,3 @@ def test_a_client_that_leaves_while_its_video_is_decoded(
     wait_until(lambda: not is_running(process))
     wait_until(lambda: not list(temporary_folder.iterdir()))
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
-
-
-def is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def wait_until(is_so) -> None:
-    end = time.monotonic() + 10
-    while not is_so():
-        assert time.monotonic() < end, "not within 10 seconds"
-        time.sleep(0.01)

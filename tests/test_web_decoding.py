@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from dataloaders.rawvideo_util import VideoReadError
-from tests.helpers.launch import REPOSITORY
+from tests.helpers.launch import REPOSITORY, is_running, wait_until
 from video_search.web.decoding import Decoders, read_answer
 
 
@@ -66,21 +66,6 @@ def killed(path: str, times: Path) -> list[np.ndarray]:
         times.write_text("\n".join(lines[1:]))
         os.kill(os.getpid(), signal.SIGKILL)
     return [np.array(1)]
-
-
-def is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def wait_until(is_so) -> None:
-    end = time.monotonic() + 20
-    while not is_so():
-        assert time.monotonic() < end, "not within 20 seconds"
-        time.sleep(0.01)
 
 
 def test_arrays_are_returned_and_processes_kept():
@@ -161,10 +146,10 @@ def test_processes_end_with_a_server_that_is_killed(tmp_path):
         asyncio.run(Decoders(1, 60).run(partial(endless, started=Path({str(tmp_path / "id")!r})), "name"))
     """
     server = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], cwd=REPOSITORY)
-    wait_until(lambda: (tmp_path / "id").exists() and (tmp_path / "id").read_text())
+    wait_until(lambda: (tmp_path / "id").exists() and (tmp_path / "id").read_text(), 20)
     server.kill()
     server.wait()
-    wait_until(lambda: not is_running(int((tmp_path / "id").read_text())))
+    wait_until(lambda: not is_running(int((tmp_path / "id").read_text())), 20)
 
 
 def test_objects_are_never_read_from_an_answer():

@@ -6,6 +6,8 @@ import random
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -47,3 +49,20 @@ def free_port() -> int:
             listener.bind(("127.0.0.1", port))
             return port
     raise RuntimeError("none of 100 random ports from 20000 to 31999 is free")
+
+
+def is_running(process: int) -> bool:
+    """Return whether a process of this id exists."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def wait_until(is_so: Callable[[], bool], seconds: float = 10) -> None:
+    """Wait until a condition is True; an AssertionError after `seconds` guards against waiting for ever."""
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end, f"not within {seconds:g} seconds"
+        time.sleep(0.01)
