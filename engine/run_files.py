@@ -122,6 +122,14 @@ def read_unreadable_videos(folder: Path, name: str = UNREADABLE_VIDEOS_FILE) -> 
         return {(row[0], row[2]): row for row in list(csv.reader(file))[1:]}
 
 
+def existing_file(folder: str | Path, name: str) -> Path:
+    """Return the path of a file that every evaluation leaves; FileNotFoundError if it is missing."""
+    path = Path(folder) / name
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; is {folder} the --output_dir of an evaluation?")
+    return path
+
+
 def read_metrics(folder: str | Path) -> dict:
     """Read a run's `metrics.json`.
 
@@ -129,9 +137,7 @@ def read_metrics(folder: str | Path) -> dict:
         FileNotFoundError: the file is missing.
         ValueError: it is not valid; the message names it.
     """
-    path = Path(folder) / METRICS_FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; is {folder} the --output_dir of an evaluation?")
+    path = existing_file(folder, METRICS_FILE)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         check_content(content)
@@ -160,9 +166,7 @@ def read_ranks(folder: str | Path, direction: str) -> dict[tuple[str, str, int],
         FileNotFoundError: the file is missing.
         ValueError: it is not valid; the message names it.
     """
-    path = Path(folder) / RANKS_FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; is {folder} the --output_dir of an evaluation?")
+    path = existing_file(folder, RANKS_FILE)
     ranks: dict[tuple[str, str, int], int] = {}
     equal_rows: Counter[tuple[str, str]] = Counter()
     with path.open(encoding="utf-8", newline="") as file:

@@ -128,7 +128,9 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=DefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "check_data", description=__doc__.splitlines()[0], formatter_class=DefaultsHelpFormatter
+    )
     add_flags(parser.add_argument_group("data"), DATA_FLAGS)
     parser.add_argument("--output_dir", type=Path, required=True, help="folder of the report")
     parser.add_argument(

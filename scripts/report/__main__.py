@@ -24,7 +24,7 @@ def count(text: str) -> int:
 
 def main(argv: list[str] | None = None) -> None:
     open_standard_streams()
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser("report", description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, help="output folders of runs")
     parser.add_argument("--output", type=Path, help="HTML file, by default report.html in the first RUN")
     parser.add_argument("--gallery", type=count, default=12, help="number of worst queries per run, 0 for none")

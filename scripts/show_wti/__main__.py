@@ -42,7 +42,7 @@ def tables(words: Sequence[str], seconds: np.ndarray, parts: Explanation) -> str
 
 def get_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse and check the command line; a value that is not valid is an argument error."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser("show_wti", description=__doc__.splitlines()[0])
     parser.add_argument("--video", type=Path, required=True, help="video file")
     parser.add_argument("--text", required=True, help="text to compare with the video")
     parser.add_argument(
